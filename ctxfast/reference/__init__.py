@@ -1,0 +1,39 @@
+"""Eager PyTorch implementations of every operator: the specification that the fused kernels are tested against.
+
+They run in any floating dtype up to float64 and are differentiable any number of times through autograd.
+"""
+
+from ctxfast.reference.attention import (
+    attention,
+    attention_backward,
+    attention_varlen,
+    attention_varlen_backward,
+    attention_weights,
+    attention_with_lse,
+)
+from ctxfast.reference.dropout import dropout_mask, dropout_scale, hidden_dropout
+from ctxfast.reference.layer_norm import (
+    add_layer_norm,
+    add_layer_norm_backward,
+    embed_layer_norm,
+    embed_layer_norm_backward,
+)
+from ctxfast.reference.linear import linear, linear_backward
+
+__all__ = [
+    "add_layer_norm",
+    "add_layer_norm_backward",
+    "attention",
+    "attention_backward",
+    "attention_varlen",
+    "attention_varlen_backward",
+    "attention_weights",
+    "attention_with_lse",
+    "dropout_mask",
+    "dropout_scale",
+    "embed_layer_norm",
+    "embed_layer_norm_backward",
+    "hidden_dropout",
+    "linear",
+    "linear_backward",
+]
