@@ -53,8 +53,8 @@ class Explanation:
 def explain(target: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Run an operator or a model once and say which implementation of every operator ran, and why not another.
 
-    target: a function of `ctxfast.ops` or any module built on them; args and kwargs: what to call it with. A module without
-    arguments is not run: only its packed weights and last padding are reported.
+    target: a function of `ctxfast.ops` or any module built on them; args and kwargs: what to call it with. A module
+    without arguments is not run: only its packed weights and last padding are reported.
     """
     calls: Counter[tuple[str, str]] = Counter()
     reasons: dict[tuple[str, str], str] = {}

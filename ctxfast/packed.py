@@ -29,7 +29,7 @@ class PackedBatch:
     """The layout of T packed tokens that came from a padded grid [B, S].
 
     cu_seqlens:   int32 [B + 1]; sequence b owns packed rows cu_seqlens[b] to cu_seqlens[b + 1]
-    max_seqlen:   an upper bound of the longest sequence, rounded up to a bucket so that kernels and graphs are reused
+    max_seqlen:   an upper bound of the longest sequence, rounded up to a bucket so that kernels are reused
     indices:      int64 [T]; flat position b * S + s of each packed token in the grid; B * S marks a row beyond the last token
     sequence_ids: int64 [T]; b, or B beyond the last token
     positions:    int64 [T]; 0, 1, 2, ... inside each sequence

@@ -1,7 +1,7 @@
 """Operators: fused kernels behind one validated function each.
 
-Shapes use one set of letters everywhere: B batch, S sequence (Sq queries, Sk keys), T packed tokens, H heads, D head size,
-N and K features, V vocabulary.
+Shapes use one set of letters everywhere: B batch, S sequence (Sq queries, Sk keys), T packed tokens, H heads,
+D head size, N and K features, V vocabulary.
 """
 
 from ctxfast.ops._dispatch import use_backend

@@ -135,16 +135,22 @@ _BACKWARD_INPUTS = (
     "Tensor output, Tensor lse, "
 )
 
+def _triton_backward(name):
+    if hasattr(_triton, name):
+        return getattr(_triton, name), _triton.attention_backward_refuses
+    return None, lambda *args: "not built"
+
+
 attention_backward_operator = Operator(
     "attention_backward",
     Implementation("native", _native.attention_backward, _native.attention_backward_refuses),
-    Implementation("triton", _triton.attention_backward, _triton.attention_backward_refuses),
+    Implementation("triton", *_triton_backward("attention_backward")),
     Implementation("reference", _reference_backward, never),
 )
 attention_varlen_backward_operator = Operator(
     "attention_varlen_backward",
     Implementation("native", _native.attention_varlen_backward, _native.attention_backward_refuses),
-    Implementation("triton", _triton.attention_varlen_backward, _triton.attention_backward_refuses),
+    Implementation("triton", *_triton_backward("attention_varlen_backward")),
     Implementation("reference", _reference_varlen_backward, never),
 )
 

@@ -25,8 +25,8 @@ def define(
 ) -> Callable[..., Any]:
     """Register one operator and return the function that calls it.
 
-    The operator itself is the implementation on CPU and CUDA, and on the dispatch keys in `also`. vmap runs it sample by
-    sample: correct for every argument, at the price of one call a sample.
+    The operator itself is the implementation on CPU and CUDA, and on the dispatch keys in `also`. vmap runs it sample
+    by sample: correct for every argument, at the price of one call a sample.
     """
     name = operator.name
     _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -52,7 +52,7 @@ def _with_transforms(
     backward: Callable[..., Any],
     rule: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """The overload, and under `torch.func` transforms, which registered gradients do not serve, an autograd function."""
+    """The overload; under `torch.func` transforms, which registered gradients do not serve, an autograd function."""
     members = {
         "forward": staticmethod(lambda *args: overload(*args)),
         "setup_context": staticmethod(setup_context),

@@ -1,7 +1,7 @@
 """Linear layers through the oneDNN that torch carries, by the operators that torch's own compiler emits.
 
-On processors whose default GEMM library is slow (MKL on AMD: a factor of two to three) this is the fast path for plain and
-for packed weights, in float32 and bfloat16, forward and backward.
+On processors whose default GEMM library is slow (MKL on AMD: a factor of two to three) this is the fast path for plain
+and for packed weights, in float32 and bfloat16, forward and backward.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention on padded [B, H, S, D] and packed [T, H, D] layouts: FlashAttention (Dao et al., 2022; Dao, 2023) in Triton and C++."""
+"""Attention on padded [B, H, S, D] and packed [T, H, D] layouts: FlashAttention (Dao et al., 2022) in Triton and C++."""
 
 from __future__ import annotations
 

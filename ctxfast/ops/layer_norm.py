@@ -178,7 +178,8 @@ def add_layer_norm(
 
     input:  [..., N], floating;  residual: the same shape and dtype, or None;  weight and bias: [N]
     dropout_p: active when > 0, mask as in `ctxfast.reference.dropout` with these coordinates of each row:
-    sequence_ids, positions: integers [...]; by default the last leading dimension counts positions, the others sequences
+    sequence_ids, positions: integers [...]; by default the last leading dimension counts positions, the others
+            sequences
     seed:   int64 [1] on the device of input, by default drawn from torch's generator
 
     Returns [..., N]. Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or value.

@@ -110,7 +110,7 @@ class _Problem:
                 head=h[:, None, None],
                 sequence=(b + first_sequence)[:, None, None, None],
             )
-            self.factor = keep * dropout_scale(dropout_p)
+            self.factor = keep.double() * dropout_scale(dropout_p)
 
     def fill(self, x: Tensor) -> Tensor:
         """Keys or values with padding zeroed: what lies there, NaN included, reaches no valid token."""
