@@ -1,0 +1,24 @@
+// Shared by the sources of module ctxfast._C.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "status.h"
+
+namespace ctxfast {
+
+namespace py = pybind11;
+
+template <typename T = void>
+T* address(uintptr_t value) {
+  return reinterpret_cast<T*>(value);
+}
+
+inline py::object to_python(const Status& status) {
+  if (status.code == kOk) return py::none();
+  return py::make_tuple(int(status.code), status.argument, status.value);
+}
+
+void bind_attention(py::module_& m);
+
+}  // namespace ctxfast

@@ -1,0 +1,68 @@
+// Normalisation of one row (Ba, Kiros, Hinton 2016): y = (x - mean) / sqrt(variance + eps) * weight + bias.
+//
+// The row is summed up once into a working copy; mean and variance are two passes over that copy, which is in the first
+// cache level, so that the variance does not cancel. Statistics are float, or double for double.
+#pragma once
+
+#include "cpu/simd.h"
+
+CTXFAST_NAMESPACE_BEGIN
+
+constexpr int kUnroll = 4;  // independent partial sums, which hide the latency of the additions
+
+template <typename T>
+CTXFAST_INLINE T sum_of(const T* values, int64_t n) {
+  Vec<T> partial[kUnroll] = {};
+  int64_t i = 0;
+  for (; i + kUnroll * kLanes<T> <= n; i += kUnroll * kLanes<T>)
+    for (int u = 0; u < kUnroll; ++u) partial[u] += load(values + i + u * kLanes<T>);
+  for (; i < n; i += kLanes<T>) partial[0] += load_n(values + i, n - i);
+  return reduce_add((partial[0] + partial[1]) + (partial[2] + partial[3]));
+}
+
+template <typename T>
+CTXFAST_INLINE T sum_of_squared_distances(const T* values, T mean, int64_t n) {
+  const Vec<T> center = splat<T>(mean);
+  Vec<T> partial[kUnroll] = {};
+  int64_t i = 0;
+  for (; i + kUnroll * kLanes<T> <= n; i += kUnroll * kLanes<T>)
+    for (int u = 0; u < kUnroll; ++u) {
+      const Vec<T> distance = load(values + i + u * kLanes<T>) - center;
+      partial[u] += distance * distance;
+    }
+  for (; i < n; i += kLanes<T>) {
+    Vec<T> distance = load_n(values + i, n - i) - center;
+    distance = first_lanes<T>(n - i) ? distance : Vec<T>{};
+    partial[0] += distance * distance;
+  }
+  return reduce_add((partial[0] + partial[1]) + (partial[2] + partial[3]));
+}
+
+// values: the summed row, n elements; output: the stored row.
+template <typename Storage, typename Parameter>
+CTXFAST_INLINE void normalize_row(const Compute<Storage>* values, const Parameter* weight, const Parameter* bias,
+                                  double eps, Storage* output, int64_t n) {
+  using T = Compute<Storage>;
+  const T mean = sum_of(values, n) / T(n);
+  // eps joins in double: 1e-12 is far below the resolution of a float variance, but not of one that is 0.
+  const double variance = double(sum_of_squared_distances(values, mean, n)) / double(n);
+  const Vec<T> scale = splat<T>(T(1.0 / __builtin_sqrt(variance + eps)));
+  const Vec<T> center = splat<T>(mean);
+  const auto one = [&](int64_t i, auto full) {
+    const auto part = [&](const Parameter* p) { return full ? load(p + i) : load_n(p + i, n - i); };
+    Vec<T> y = (full ? load(values + i) : load_n(values + i, n - i)) - center;
+    y = y * scale;
+    if (weight != nullptr) y = y * part(weight);
+    if (bias != nullptr) y = y + part(bias);
+    if (full) {
+      store(output + i, y);
+    } else {
+      store_n(output + i, y, n - i);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) one(i, true);
+  if (i < n) one(i, false);
+}
+
+CTXFAST_NAMESPACE_END

@@ -1,0 +1,58 @@
+#include "scratch.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace ctxfast {
+namespace {
+
+// Blocks up to this size are kept for the next call; a larger one lives until the next request.
+constexpr size_t kKeptBytes = size_t{64} << 20;
+
+std::atomic<bool> poison{false};
+std::atomic<bool> used_threads{false};
+std::atomic<bool> serial{false};
+
+struct Block {
+  void* memory = nullptr;
+  size_t bytes = 0;
+  ~Block() { std::free(memory); }
+};
+
+thread_local Block blocks[kScratchKinds];
+
+void after_fork_in_child() {
+  if (used_threads.load(std::memory_order_relaxed)) serial.store(true, std::memory_order_relaxed);
+}
+
+const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+
+}  // namespace
+
+void* thread_scratch(size_t bytes, ScratchKind kind) noexcept {
+  Block& block = blocks[kind];
+  const size_t wanted = (bytes + 4095) / 4096 * 4096;
+  if (wanted > block.bytes || block.bytes > kKeptBytes) {
+    std::free(block.memory);
+    block.bytes = 0;
+    block.memory = std::aligned_alloc(4096, wanted);
+    if (block.memory == nullptr) return nullptr;
+    block.bytes = wanted;
+  }
+  if (poison.load(std::memory_order_relaxed)) std::memset(block.memory, 0xff, block.bytes);
+  return block.memory;
+}
+
+void set_poison_scratch(bool enabled) noexcept { poison.store(enabled, std::memory_order_relaxed); }
+
+bool must_run_serially() noexcept {
+  static_cast<void>(registered);
+  return serial.load(std::memory_order_relaxed);
+}
+
+void note_parallel_region() noexcept { used_threads.store(true, std::memory_order_relaxed); }
+
+}  // namespace ctxfast

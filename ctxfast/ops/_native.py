@@ -1,0 +1,438 @@
+"""The boundary between tensors and csrc: the only file that calls `data_ptr()` or the compiled modules.
+
+Each operator has two functions. `<operator>_refuses(...)` says why the native code cannot take a call, or gives None.
+`<operator>(...)` runs it: it brings inputs into a layout that the kernels read, allocates the outputs, keeps every
+tensor alive through the call, passes torch's number of threads and turns error codes into exceptions.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as in csrc/status.h
+_PLAIN = (Tensor, torch.nn.Parameter)
+_OUT_OF_MEMORY, _UNSUPPORTED_DTYPE, _INDEX_OUT_OF_RANGE, _NOT_MONOTONE = 1, 2, 3, 4
+
+
+def build_log() -> dict[str, dict[str, Any]]:
+    """What setup.py wrote about the two modules ("cpu", "cuda"): status, compiler, reason of a failure."""
+    path = Path(__file__).resolve().parent.parent / "_build_log.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _missing(half: str) -> str:
+    facts = build_log().get(half, {})
+    if facts.get("status") in ("failed", "skipped"):
+        return f"not built: {facts['reason']}"
+    return "not built: install the package (pip install .) with a C++17 compiler"
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The module ctxfast._C and None, or None and the reason why it cannot be used."""
+    try:
+        return importlib.import_module("ctxfast._C"), None
+    except ModuleNotFoundError:
+        return None, _missing("cpu")
+    except ImportError as error:
+        first = error
+    # The module takes its OpenMP symbols from the runtime that torch made global. Where torch keeps that
+    # runtime to itself, load it by its usual name, which finds the same file.
+    import ctypes
+
+    for name in ("libgomp.so.1", "libiomp5.so", "libomp.so"):
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            return importlib.import_module("ctxfast._C"), None
+        except (ImportError, OSError):
+            continue
+    return None, f"ctxfast._C cannot be loaded: {first}"
+
+
+@functools.cache
+def _load_cuda() -> tuple[ModuleType | None, str | None]:
+    try:
+        module = importlib.import_module("ctxfast._C_cuda")
+    except ModuleNotFoundError:
+        return None, _missing("cuda")
+    except ImportError as error:
+        return None, f"ctxfast._C_cuda cannot be loaded: {error}"
+    count = module.device_count()
+    if isinstance(count, str):
+        return None, f"built, but CUDA does not start: {count}"
+    if count == 0:
+        return None, "built, but there is no CUDA device"
+    if not torch.cuda.is_available():
+        return None, "built, but this torch has no CUDA"
+    return module, None
+
+
+def available() -> bool:
+    """Whether the CPU module is loaded."""
+    return _load()[0] is not None
+
+
+def unavailable_reason() -> str | None:
+    """Why the CPU module is not available, with the compiler's message if it did not build; None if it is."""
+    return _load()[1]
+
+
+def cuda_available() -> bool:
+    """Whether the CUDA module is loaded and finds a device."""
+    return _load_cuda()[0] is not None
+
+
+def cuda_unavailable_reason() -> str | None:
+    """Why the CUDA module is not available; None if it is."""
+    return _load_cuda()[1]
+
+
+def _module() -> ModuleType:
+    module, reason = _load()
+    if module is None:
+        raise RuntimeError(f"ctxfast: the native CPU module is not available ({reason})")
+    return module
+
+
+def isa() -> str:
+    """The instruction set in use: baseline, avx2, avx512 or avx512_bf16 (CTXFAST_CPU_ISA sets an upper bound)."""
+    return _module().isa()
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that the module holds and this CPU runs, in rising order."""
+    return tuple(_module().available_isas())
+
+
+def set_isa(name: str) -> None:
+    """Choose the instruction set of all later calls."""
+    if not _module().set_isa(name):
+        raise ValueError(
+            f"set_isa: name must be one of {', '.join(available_isas())}, got {name!r}"
+        )
+
+
+def _refusal(*tensors: Tensor | None) -> str | None:
+    """Why the native code cannot read these tensors, whatever the operator."""
+    if _load()[0] is None:
+        return f"native module: {_load()[1]}"
+    for x in tensors:
+        if x is None:
+            continue
+        if type(x) not in _PLAIN:
+            return f"tensor subclass {type(x).__name__}"
+        if not x.is_cpu:
+            return f"device {x.device}"
+        if x.layout is not torch.strided:
+            return f"layout {x.layout}"
+        if x.is_neg():
+            return "a lazily negated tensor"
+    return None
+
+
+def _check(op: str, status: tuple[int, int, int] | None) -> None:
+    if status is None:
+        return
+    code, argument, value = status
+    if code == _OUT_OF_MEMORY:
+        raise MemoryError(f"{op}: no memory for the working space")
+    raise RuntimeError(f"{op}: native error {code} (argument {argument}, value {value})")
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x, or a copy where its address is no multiple of its element size."""
+    return x if x.data_ptr() % x.element_size() == 0 else x.clone()
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """x as rows [..., N] with unit stride inside a row, and the stride from row to row."""
+    if not x.is_contiguous():
+        if x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1):
+            return _aligned(x), x.stride(0)
+        x = x.contiguous()
+    return _aligned(x), x.shape[-1]
+
+
+def _float_refusal(x: Tensor, *parameters: Tensor | None) -> str | None:
+    if x.dtype not in _DTYPES:
+        return f"dtype {x.dtype}"
+    for parameter in parameters:
+        if parameter is not None and parameter.dtype != x.dtype:
+            if x.dtype == torch.bfloat16 and parameter.dtype == torch.float32:
+                continue
+            return f"parameters of {parameter.dtype} with {x.dtype}"
+    return None
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def add_layer_norm_refuses(
+    input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> str | None:
+    return _refusal(input, residual, weight, bias) or _float_refusal(input, weight, bias)
+
+
+def add_layer_norm(
+    input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """LayerNorm(input + residual) [..., N], without dropout; weight and bias may be float32 beside bfloat16."""
+    output = torch.empty(input.shape, dtype=input.dtype)
+    if output.numel() == 0:
+        return output
+    columns = input.shape[-1]
+    input, input_stride = _rows(input)
+    residual_stride = 0
+    if residual is not None:
+        residual, residual_stride = _rows(residual)
+    weight = weight if weight is None else _aligned(weight.contiguous())
+    bias = bias if bias is None else _aligned(bias.contiguous())
+    parameters = weight if weight is not None else bias if bias is not None else input
+    status = _module().add_layer_norm(
+        _DTYPES[input.dtype],
+        _DTYPES[parameters.dtype],
+        input.data_ptr(),
+        _address(residual),
+        _address(weight),
+        _address(bias),
+        output.data_ptr(),
+        output.numel() // columns,
+        columns,
+        input_stride,
+        residual_stride,
+        eps,
+        torch.get_num_threads(),
+    )
+    _check("add_layer_norm", status)
+    return output
+
+
+def embed_layer_norm_refuses(
+    input_ids: Tensor, word_embeddings: Tensor, weight: Tensor | None
+) -> str | None:
+    return _refusal(input_ids, word_embeddings, weight) or _float_refusal(word_embeddings, weight)
+
+
+def embed_layer_norm(
+    input_ids: Tensor,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    word_embeddings: Tensor,
+    token_type_embeddings: Tensor | None,
+    position_embeddings: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """LayerNorm(word[ids] + token_type[ids] + position[ids]), ids int64 or int32 [...] -> [..., N].
+
+    A table that is None is not added. Without token_type_ids all are 0. Raises ValueError for an id outside its table.
+    """
+    op = "embed_layer_norm"
+    columns = word_embeddings.shape[-1]
+    output = torch.empty((*input_ids.shape, columns), dtype=word_embeddings.dtype)
+    if output.numel() == 0:
+        return output
+    ids = [
+        None if x is None else _aligned(x.contiguous())
+        for x in (input_ids, token_type_ids, position_ids)
+    ]
+    tables = [
+        None if x is None else _aligned(x.contiguous())
+        for x in (word_embeddings, token_type_embeddings, position_embeddings)
+    ]
+    weight = weight if weight is None else _aligned(weight.contiguous())
+    bias = bias if bias is None else _aligned(bias.contiguous())
+    parameters = weight if weight is not None else bias if bias is not None else word_embeddings
+    status = _module().embed_layer_norm(
+        _DTYPES[word_embeddings.dtype],
+        _DTYPES[parameters.dtype],
+        tuple(map(_address, ids)),
+        tuple(x is not None and x.dtype == torch.int64 for x in ids),
+        tuple(map(_address, tables)),
+        tuple(0 if x is None else x.shape[0] for x in tables),
+        _address(weight),
+        _address(bias),
+        output.data_ptr(),
+        output.numel() // columns,
+        columns,
+        eps,
+        torch.get_num_threads(),
+    )
+    if status is not None and status[0] == _INDEX_OUT_OF_RANGE:
+        name = ("input_ids", "token_type_ids", "position_ids")[status[1]]
+        rows = tables[status[1]].shape[0]
+        raise ValueError(f"{op}: {name} must be in [0, {rows}), got {status[2]}")
+    _check(op, status)
+    return output
+
+
+def _matrix_rows(x: Tensor) -> Tensor:
+    """x with unit stride in its last dimension, copied if need be."""
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        x = x.contiguous()
+    return _aligned(x)
+
+
+def _broadcast(x: Tensor | None) -> tuple[Tensor | None, tuple[int, ...]]:
+    """A mask or bias and its strides: 0 along dimensions of size 1, 0 or 1 along the last."""
+    if x is None:
+        return None, (0, 0, 0, 0)
+    if x.shape[-1] > 1 and x.stride(-1) not in (0, 1):
+        x = x.contiguous()
+    x = _aligned(x)
+    return x, tuple(
+        0 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True)
+    )
+
+
+def attention_refuses(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> str | None:
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    reason = _refusal(query, key, value, *tensors)
+    if reason is None and query.dtype not in _DTYPES:
+        reason = f"dtype {query.dtype}"
+    if reason is None and query.shape[-1] > 256:
+        reason = f"head size {query.shape[-1]} is over 256"
+    return reason
+
+
+class _Attention:
+    """The arguments that the forward and the backward of both layouts share, in the order of csrc/bindings_attention.cpp."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        key_padding_mask: Tensor | None,
+        bias: Tensor | None,
+        seed: Tensor | None,
+        is_causal: bool,
+        window_left: int,
+        window_right: int,
+        dropout_p: float,
+        scale: float,
+        cu_seqlens: tuple[Tensor, Tensor] | None = None,
+        max_seqlens: tuple[int, int] = (0, 0),
+    ):
+        query, key, value = _matrix_rows(query), _matrix_rows(key), _matrix_rows(value)
+        attn_mask, mask_stride = _broadcast(attn_mask)
+        bias, bias_stride = _broadcast(bias)
+        padding_stride: tuple[int, ...] = (0, 0)
+        if key_padding_mask is not None:
+            if key_padding_mask.shape[-1] > 1 and key_padding_mask.stride(-1) != 1:
+                key_padding_mask = key_padding_mask.contiguous()
+            padding_stride = key_padding_mask.stride()
+        if is_causal:
+            window_right = 0
+        offsets: tuple[Tensor | None, Tensor | None] = (None, None)
+        if cu_seqlens is None:
+            batch, heads, seqlen_q, head_dim = query.shape
+            seqlen_k = key.shape[2]
+            strides = [x.stride()[:3] for x in (query, key, value)]
+        else:
+            offsets = (_aligned(cu_seqlens[0].contiguous()), _aligned(cu_seqlens[1].contiguous()))
+            seqlen_q, heads, head_dim = query.shape
+            seqlen_k, batch = key.shape[0], offsets[0].shape[0] - 1
+            strides = [(0, x.stride(1), x.stride(0)) for x in (query, key, value)]
+        self.batch, self.heads, self.head_dim = batch, heads, head_dim
+        self.seqlen_q, self.seqlen_k = seqlen_q, seqlen_k
+        self.dtype = query.dtype
+        self.lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        self.packed = cu_seqlens is not None
+        self.tensors = (query, key, value, attn_mask, key_padding_mask, bias, *offsets)
+        self.strides = (*strides, mask_stride, padding_stride, bias_stride)
+        self.numbers = (
+            _DTYPES[query.dtype],
+            0 if bias is None else _DTYPES[bias.dtype],
+            batch,
+            heads,
+            head_dim,
+            seqlen_q,
+            seqlen_k,
+            *max_seqlens,
+            window_left,
+            window_right,
+            int(dropout_p * 65536 + 0.5),
+            0 if seed is None else seed.item(),
+            torch.get_num_threads(),
+            scale,
+        )
+
+    def rows(self, seqlen: int) -> tuple[Tensor, tuple[int, int, int]]:
+        """An uninitialised [T, H, D], or [B, H, S, D] over [B, S, H, D] memory, and its strides (batch, head, row)."""
+        if self.packed:
+            x = torch.empty((seqlen, self.heads, self.head_dim), dtype=self.dtype)
+            return x, (0, x.stride(1), x.stride(0))
+        shape = (self.batch, seqlen, self.heads, self.head_dim)
+        x = torch.empty(shape, dtype=self.dtype).transpose(1, 2)
+        return x, x.stride()[:3]
+
+    def check(self, op: str, status: tuple[int, int, int] | None) -> None:
+        if status is not None and status[0] == _NOT_MONOTONE:
+            name = ("cu_seqlens_q", "cu_seqlens_k")[status[1]]
+            offsets, rows = self.tensors[6 + status[1]], (self.seqlen_q, self.seqlen_k)[status[1]]
+            longest = self.numbers[7 + status[1]]
+            begin, end = offsets[status[2] : status[2] + 2].tolist()
+            raise ValueError(
+                f"{op}: {name} must rise from 0 to at most {rows} by at most max_seqlen {longest}, "
+                f"got {begin} and {end} for sequence {status[2]}"
+            )
+        _check(op, status)
+
+    def forward(self, op: str) -> tuple[Tensor, Tensor]:
+        output, output_stride = self.rows(self.seqlen_q)
+        if self.packed:
+            lse = torch.empty((self.heads, self.seqlen_q), dtype=self.lse_dtype)
+            lse_stride = (0, self.seqlen_q)
+        else:
+            lse = torch.empty((self.batch, self.heads, self.seqlen_q), dtype=self.lse_dtype)
+            lse_stride = (self.heads * self.seqlen_q, self.seqlen_q)
+        status = _module().attention_forward(
+            (*map(_address, self.tensors), output.data_ptr(), lse.data_ptr()),
+            (*self.strides, output_stride, lse_stride),
+            self.numbers,
+        )
+        self.check(op, status)
+        return output, lse
+
+
+def attention_forward(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Arguments of the registered operator; output [B, H, Sq, D] over [B, Sq, H, D] memory and lse [B, H, Sq]."""
+    return _Attention(query, key, value, *arguments).forward("attention")
+
+
+def attention_varlen_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor]:
+    """Arguments of the registered operator; output [T, H, D] and lse [H, T]. Checks the offsets."""
+    cu_seqlens, max_seqlens = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+    call = _Attention(query, key, value, None, None, *arguments, cu_seqlens, max_seqlens)
+    return call.forward("attention_varlen")
+
+
+def attention_backward_refuses(*arguments: Any) -> str:
+    return "not implemented"
+
+
+attention_backward = attention_varlen_backward = None
