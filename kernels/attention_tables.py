@@ -1,0 +1,80 @@
+"""Launch parameters of the attention kernels: tables, not an autotuner, so that results never change from run to run.
+
+A table maps (architecture, dtype, head size) to tiles. The architectures are 80 (A100), 86 and 89 (99 KB of shared
+memory), 90 (Hopper) and 100 (Blackwell); others take the nearest below. Entry 0 is the interpreter. Every variant is
+compiled ahead of time in the tests, and spilled registers or too much shared memory fail there.
+"""
+
+from dataclasses import dataclass
+
+GRANULE = 128  # rows of a tile of a packed batch; tiles of the kernels divide it
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a call asks for; every combination is its own compiled kernel. bias: 0 none, 1 any, 2 same for every query."""
+
+    head_dim: int
+    varlen: bool = False
+    key_mask: bool = False
+    attn_mask: bool = False
+    bias: int = 0
+    window: bool = False
+    dropout: bool = False
+    input_precision: str = "ieee"
+
+    @property
+    def block_d(self) -> int:
+        """The head size as the kernels see it: a power of two, at least 16."""
+        return max(16, 1 << (self.head_dim - 1).bit_length())
+
+    @property
+    def reads_tiles(self) -> bool:
+        """Whether a mask or a bias is read for every score."""
+        return self.attn_mask or self.bias == 1
+
+    def constants(self) -> dict:
+        return {
+            "HEAD_DIM": self.head_dim,
+            "BLOCK_D": self.block_d,
+            "VARLEN": self.varlen,
+            "KEY_MASK": self.key_mask,
+            "ATTN_MASK": self.attn_mask,
+            "BIAS": self.bias,
+            "WINDOW": self.window,
+            "DROPOUT": self.dropout,
+            "INPUT_PRECISION": self.input_precision,
+        }
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile of queries and keys, warps, and stages of the load pipeline."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    def constants(self) -> dict:
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
+
+    def options(self) -> dict:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+ARCHITECTURES = (80, 86, 89, 90, 100)
+
+
+def architecture(capability: int) -> int:
+    """The newest table at or below a compute capability (80, 86, ..., 120)."""
+    if capability >= 120:  # consumer Blackwell has neither tcgen05 nor the shared memory of 100
+        return 89
+    return max(arch for arch in ARCHITECTURES if arch <= capability)
+
+
+def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> Launch:
+    """dtype: "fp16", "bf16" or "fp32"."""
+    if arch == 0:
+        return Launch(64, 64, 4, 1)
+    return Launch(128, 64, 4, 2)

@@ -1,0 +1,177 @@
+"""Where attention tiles lie: rows of a sequence, blocks that need masks, and the additive and boolean masks of a tile.
+
+The attention kernels are written once for padded [B, H, S, D] and packed [T, H, D] tensors: a program finds the first
+row and the number of rows of its sequence, and from there on everything is relative to the sequence.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sequence_rows(cu_seqlens_ptr, sequence, num_sequences, total):
+    """First row and number of rows of a packed sequence; number num_sequences is what lies past the last offset."""
+    start = tl.load(cu_seqlens_ptr + sequence)
+    end = tl.load(
+        cu_seqlens_ptr + sequence + 1, mask=sequence < num_sequences, other=total
+    )
+    return start, end - start
+
+
+@triton.jit
+def program_tile(
+    tile_ptr,
+    cu_seqlens_ptr,
+    num_heads,
+    num_sequences,
+    rows,
+    GRANULE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VARLEN: tl.constexpr,
+):
+    """Sequence, head, first row of the sequence, its number of rows, and the first row of the tile inside it.
+
+    rows: rows of every padded sequence, or of the packed tensor. Packed: tile_ptr int32 [tiles, 2] holds (sequence,
+    block of GRANULE rows), sequence -1 where there is none, all heads of one tile side by side. Padded: all tiles of
+    one head side by side, last rows first, because under a causal mask they take longest.
+    """
+    program = tl.program_id(0)
+    if VARLEN:
+        SPLIT: tl.constexpr = GRANULE // BLOCK
+        head = program % num_heads
+        tile = program // num_heads
+        sequence = tl.load(tile_ptr + 2 * (tile // SPLIT))
+        block = tl.load(tile_ptr + 2 * (tile // SPLIT) + 1) * SPLIT + tile % SPLIT
+        first, length = sequence_rows(
+            cu_seqlens_ptr, tl.maximum(sequence, 0), num_sequences, rows
+        )
+        length = tl.where(sequence < 0, 0, length)
+    else:
+        blocks = tl.cdiv(rows, BLOCK)
+        block = blocks - 1 - program % blocks
+        head = (program // blocks) % num_heads
+        sequence = program // blocks // num_heads
+        first = 0
+        length = rows
+    return sequence, head, first, length, block * BLOCK
+
+
+@triton.jit
+def other_rows(cu_seqlens_ptr, sequence, num_sequences, rows, VARLEN: tl.constexpr):
+    """First row and number of rows of the same sequence on the other side; none past the last packed offset."""
+    if VARLEN:
+        first, length = sequence_rows(cu_seqlens_ptr, sequence, num_sequences, rows)
+        length = tl.where(sequence < num_sequences, length, 0)
+    else:
+        first = 0
+        length = rows
+    return first, length
+
+
+@triton.jit
+def key_range(ranges_ptr, sequence, length, KEY_MASK: tl.constexpr):
+    """Valid keys lie in [low, high); `contiguous`: all of these are valid."""
+    if KEY_MASK:
+        low = tl.load(ranges_ptr + 3 * sequence)
+        high = tl.load(ranges_ptr + 3 * sequence + 1)
+        contiguous = tl.load(ranges_ptr + 3 * sequence + 2) != 0
+    else:
+        low = 0
+        high = length
+        contiguous = True
+    return low, high, contiguous
+
+
+@triton.jit
+def block_ranges(
+    low, high, contiguous, first, last, left, right, BLOCK: tl.constexpr, WINDOW: tl.constexpr
+):
+    """Which blocks to visit for the rows first .. last when row i sees [i - left, i + right] within [low, high).
+
+    Blocks full_begin .. full_end - 1 need no mask. Of the others, `before` lie from block `begin` on and the rest
+    from full_end on, `boundary` in all.
+    """
+    full_low = low
+    full_high = high
+    if WINDOW:
+        full_low = tl.maximum(low, last - left)
+        full_high = tl.minimum(high, first + right + 1)
+        low = tl.maximum(low, first - left)
+        high = tl.minimum(high, last + right + 1)
+    begin = low // BLOCK
+    end = tl.cdiv(tl.maximum(high, 0), BLOCK)
+    full_begin = tl.cdiv(full_low, BLOCK)
+    full_end = tl.maximum(full_high, 0) // BLOCK
+    none = (full_end <= full_begin) | (not contiguous)
+    full_begin = tl.where(none, begin, full_begin)
+    full_end = tl.where(none, begin, full_end)
+    before = full_begin - begin
+    boundary = before + tl.maximum(end - full_end, 0)
+    return begin, before, full_begin, full_end, boundary
+
+
+@triton.jit
+def valid_keys(keys, low, high, contiguous, mask_ptr, KEY_MASK: tl.constexpr):
+    """Which of these keys may be attended, whatever the query; the mask is read where the valid keys have holes only."""
+    valid = (keys >= low) & (keys < high)
+    if KEY_MASK:
+        valid = valid & (
+            tl.load(mask_ptr + keys, mask=valid & (not contiguous), other=1) != 0
+        )
+    return valid
+
+
+@triton.jit
+def in_window(queries, keys, left, right):
+    """queries and keys broadcast against each other, in either orientation."""
+    offset = keys - queries
+    return (offset <= right) & (offset >= -left)
+
+
+@triton.jit
+def score_tile(
+    scores,
+    scale,
+    start_m,
+    start_n,
+    m,
+    n,
+    query_inside,
+    key_inside,
+    mask_ptr,
+    stride_mask_m,
+    stride_mask_n,
+    bias_ptr,
+    stride_bias_m,
+    stride_bias_n,
+    ATTN_MASK: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Adds the bias to a tile of scores and applies the boolean mask.
+
+    m, n: indices inside the tile that broadcast against each other, in either orientation, and so do query_inside and
+    key_inside (used in boundary blocks), which tell the rows that exist. Without a bias the scores keep the unit of
+    query @ key^T, and the scale is folded into the exponent; with one they are natural. BIAS: 0 none, 1 any, 2 the same
+    for every query (then only its keys are read).
+    """
+    start_m = tl.to_tensor(start_m).to(tl.int64)
+    start_n = tl.to_tensor(start_n).to(tl.int64)
+    if BIAS == 1:
+        tile = bias_ptr + start_m * stride_bias_m + start_n * stride_bias_n
+        inside = query_inside & key_inside if MASKED else query_inside
+        bias = tl.load(tile + m * stride_bias_m + n * stride_bias_n, mask=inside, other=0.0)
+        scores = scores * scale + bias.to(tl.float32)
+    if BIAS == 2:
+        tile = bias_ptr + start_n * stride_bias_n
+        if MASKED:
+            bias = tl.load(tile + n * stride_bias_n, mask=key_inside, other=0.0)
+        else:
+            bias = tl.load(tile + n * stride_bias_n)
+        scores = scores * scale + bias.to(tl.float32)
+    if ATTN_MASK:
+        tile = mask_ptr + start_m * stride_mask_m + start_n * stride_mask_n
+        inside = query_inside & key_inside if MASKED else query_inside
+        allowed = tl.load(tile + m * stride_mask_m + n * stride_mask_n, mask=inside, other=0)
+        scores = tl.where(allowed != 0, scores, float("-inf"))
+    return scores

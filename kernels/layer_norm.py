@@ -1,0 +1,83 @@
+"""Layer normalisation (Ba et al., 2016) fused with the sum that it normalises.
+
+    x = input + residual,  or  x = word + token type + position embedding
+    output = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+
+One program holds one row in registers; mean and variance are taken in float32, the variance around the mean.
+"""
+
+import triton
+import triton.language as tl
+
+from .lib import round_to
+
+
+@triton.jit
+def _normalise_and_store(
+    x, inside, output_ptr, weight_ptr, bias_ptr, eps, BLOCK_N: tl.constexpr, N: tl.constexpr
+):
+    n = tl.arange(0, BLOCK_N)
+    mean = tl.sum(x, 0) / N
+    centred = tl.where(inside, x - mean, 0.0)
+    variance = tl.sum(centred * centred, 0) / N
+    weight = tl.load(weight_ptr + n, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + n, mask=inside, other=0.0).to(tl.float32)
+    output = centred * (1.0 / tl.sqrt(variance + eps)) * weight + bias
+    tl.store(output_ptr + n, round_to(output, output_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_layer_norm_fwd(
+    input_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    output_ptr,
+    stride_input,
+    stride_residual,
+    eps,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
+    """Grid: one program a row of N features; rows of input and residual lie at their strides, output is contiguous."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, BLOCK_N)
+    inside = n < N
+    x = tl.load(input_ptr + row * stride_input + n, mask=inside, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        residual = tl.load(residual_ptr + row * stride_residual + n, mask=inside, other=0.0)
+        x += residual.to(tl.float32)
+    _normalise_and_store(
+        x, inside, output_ptr + row * N, weight_ptr, bias_ptr, eps, BLOCK_N, N
+    )
+
+
+@triton.jit
+def embed_layer_norm_fwd(
+    ids_ptr,
+    type_ids_ptr,
+    position_ids_ptr,
+    word_ptr,
+    type_ptr,
+    position_ptr,
+    weight_ptr,
+    bias_ptr,
+    output_ptr,
+    eps,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Grid: one program a token. ids int64 [T]; embedding tables contiguous [., N]; output [T, N]."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, BLOCK_N)
+    inside = n < N
+    word = tl.load(ids_ptr + row).to(tl.int64)
+    token_type = tl.load(type_ids_ptr + row).to(tl.int64)
+    position = tl.load(position_ids_ptr + row).to(tl.int64)
+    x = tl.load(word_ptr + word * N + n, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(type_ptr + token_type * N + n, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(position_ptr + position * N + n, mask=inside, other=0.0).to(tl.float32)
+    _normalise_and_store(
+        x, inside, output_ptr + row * N, weight_ptr, bias_ptr, eps, BLOCK_N, N
+    )
