@@ -1,0 +1,212 @@
+"""BERT's layers (Devlin et al., 2019) on packed tokens [T, H].
+
+    x = LayerNorm(dropout(dense(attention(x))) + x)
+    x = LayerNorm(dropout(dense(activation(dense(x)))) + x)
+
+Modules and parameters have the names of transformers, so that checkpoints load by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctxfast import ops
+from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, BertConfig
+from ctxfast.bert.inputs import PackedInputs
+from ctxfast.nn.packed_linear import PackedLinear, PackedModule, linear, stacked_linear
+from ctxfast.packed import PackedBatch
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """How every layer of one call attends. Only [T] rows below batch.total are tokens."""
+
+    batch: PackedBatch
+    rows: int
+    attn_mask: Tensor | None
+    output_attentions: bool
+
+    @classmethod
+    def of(cls, inputs: PackedInputs, output_attentions: bool) -> AttentionPlan:
+        rows = inputs.position_ids.shape[0]
+        return cls(inputs.batch, rows, inputs.attn_mask, output_attentions)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for."""
+        if self.output_attentions or self.attn_mask is not None:
+            return self._attend_padded(query, key, value, dropout_p)
+        batch = self.batch
+        output = ops.attention_varlen(
+            query,
+            key,
+            value,
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_k=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_k=batch.max_seqlen,
+            dropout_p=dropout_p,
+        )
+        return output, None
+
+    def _attend_padded(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same on the padded grid, which masks of the caller and returned weights are about."""
+        batch = self.batch
+        query, key, value = (
+            batch.pad(x[: batch.total]).transpose(1, 2) for x in (query, key, value)
+        )  # [B, heads, S, D]
+        mask = self.attn_mask
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
+        if not self.output_attentions:
+            output = ops.attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+            return self._rows(output), None
+        valid = None
+        if not batch.dense:
+            valid = batch.pad(torch.ones_like(batch.indices, dtype=torch.bool))  # [B, S]
+        weights = ops.attention_weights(
+            query, key, attn_mask=mask, key_padding_mask=valid, dropout_p=dropout_p
+        )
+        if valid is not None:
+            weights = weights.masked_fill(~valid[:, None, :, None], 0.0)
+        return self._rows(weights @ value), weights
+
+    def _rows(self, output: Tensor) -> Tensor:
+        packed = self.batch.pack(output.transpose(1, 2))
+        return F.pad(packed, (0, 0, 0, 0, 0, self.rows - self.batch.total))
+
+
+def _rate(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
+
+
+class BertSelfAttention(PackedModule):
+    """The three projections and the attention; it holds their one packed weight [3H, H]."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = size // config.num_attention_heads
+        self.query = PackedLinear(size, size)
+        self.key = PackedLinear(size, size)
+        self.value = PackedLinear(size, size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, hidden: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+        projected = stacked_linear(self, (self.query, self.key, self.value), hidden)
+        shape = (plan.rows, self.num_attention_heads, self.attention_head_size)
+        query, key, value = (x.view(shape) for x in projected)
+        output, weights = plan.attend(query, key, value, _rate(self.dropout))
+        return output.reshape(hidden.shape), weights
+
+
+class _ResidualOutput(nn.Module):
+    """LayerNorm(dropout(dense(x)) + residual)."""
+
+    def __init__(self, input_size: int, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = PackedLinear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input: Tensor, residual: Tensor, plan: AttentionPlan) -> Tensor:
+        norm, dropout_p = self.LayerNorm, _rate(self.dropout)
+        hidden = linear(self.dense, input)
+        if dropout_p == 0.0:
+            return ops.add_layer_norm(hidden, residual, norm.weight, norm.bias, norm.eps)
+        beyond = (0, plan.rows - plan.batch.total)
+        return ops.add_layer_norm(
+            hidden,
+            residual,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            dropout_p=dropout_p,
+            sequence_ids=F.pad(plan.batch.sequence_ids, beyond),
+            positions=F.pad(plan.batch.positions, beyond),
+        )
+
+
+class BertSelfOutput(_ResidualOutput):
+    """What follows the attention."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config.hidden_size, config)
+
+
+class BertOutput(_ResidualOutput):
+    """The second half of the feed-forward block."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config.intermediate_size, config)
+
+
+class BertAttention(nn.Module):
+    """Self-attention and its output."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertSelfOutput(config)
+
+    def forward(self, hidden: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+        output, weights = self.self(hidden, plan)
+        return self.output(output, hidden, plan), weights
+
+
+class BertIntermediate(nn.Module):
+    """activation(dense(x)), in one pass where the activation has an epilogue."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = PackedLinear(config.hidden_size, config.intermediate_size)
+        self.fused = FUSED_ACTIVATIONS.get(config.hidden_act)
+        self.activation = PLAIN_ACTIVATIONS.get(config.hidden_act)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        output = linear(self.dense, hidden, self.fused)
+        return output if self.activation is None else self.activation(output)
+
+
+class BertLayer(nn.Module):
+    """One layer: attention, then feed-forward."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config)
+
+    def forward(self, hidden: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+        """[T, H] -> [T, H], and the attention weights where the plan asks for them."""
+        attended, weights = self.attention(hidden, plan)
+        return self.output(self.intermediate(attended), attended, plan), weights
+
+
+class BertEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, hidden: Tensor, plan: AttentionPlan, output_hidden_states: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """[T, H] -> [T, H]; the states before and after every layer, where asked for; the attention weights."""
+        states, attentions = [hidden] if output_hidden_states else [], []
+        for layer in self.layer:
+            hidden, weights = layer(hidden, plan)
+            if output_hidden_states:
+                states.append(hidden)
+            if weights is not None:
+                attentions.append(weights)
+        return hidden, states, attentions

@@ -1,0 +1,239 @@
+"""Linear layers that keep a packed copy of their weight for inference, and the rules under which the copy is used.
+
+Libraries for matrix products reorder a weight into their own blocked layout on every call, unless they are given it
+reordered. The copy belongs to a module, never to a global table, and serves only calls without gradients in evaluation
+mode. It is dropped by `.train()`, `.to()` and its relatives, `load_state_dict`, deepcopy and pickling, and by every
+forward that records gradients, because fused optimisers change a weight without raising its version. It is rebuilt when
+the parameter object, its address, shape, dtype, version or one of a few sampled values differ. What escapes all that, a
+write to single elements through NumPy or `.data`, needs `refresh(model)`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctxfast import ops
+from ctxfast.ops import _dispatch, _onednn
+from ctxfast.reference.linear import ACTIVATIONS
+
+# The layout that oneDNN chooses for this many rows was within 5 % of the best one for every count from 16 to 2,048.
+_EXPECTED_ROWS = 256
+_SAMPLES = 4
+
+
+class _Fingerprint:
+    """What must stay as it is for a copy of a parameter to be believed."""
+
+    __slots__ = ("address", "dtype", "parameter", "sample", "shape", "values", "version")
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = weakref.ref(parameter)
+        self.address = parameter.data_ptr()
+        self.shape = parameter.shape
+        self.dtype = parameter.dtype
+        self.version = None if parameter.is_inference() else parameter._version
+        flat = parameter.detach().view(-1)
+        if flat.dtype == torch.bfloat16:  # NumPy has no such type
+            flat = flat.view(torch.int16)
+        step = max(1, (flat.numel() - 1) // (_SAMPLES - 1))
+        # A view: it reads what is there now. DLPack, unlike Tensor.numpy, leaves the storage resizable, as FSDP needs.
+        self.sample = np.from_dlpack(flat)[::step]
+        self.values = self.sample.tobytes()
+
+    def matches(self, parameter: Tensor) -> bool:
+        # The address comes before the sample: a storage that was freed since must not be read.
+        return (
+            self.parameter() is parameter
+            and self.address == parameter.data_ptr()
+            and (self.version is None or self.version == parameter._version)
+            and self.dtype == parameter.dtype
+            and self.shape == parameter.shape
+            and self.values == self.sample.tobytes()
+        )
+
+
+def _sources(linears: Sequence[nn.Linear]) -> list[Tensor]:
+    """The parameters that a copy is made from: one weight, or several and their biases, which are stacked too."""
+    parameters: list[Tensor] = [x.weight for x in linears]
+    if len(linears) > 1:
+        parameters += [x.bias for x in linears if x.bias is not None]
+    return parameters
+
+
+class _Copy:
+    """A packed weight [N, K], the bias [N] of stacked layers, and the fingerprints of what they were made from."""
+
+    __slots__ = ("bias", "fingerprints", "weight")
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        sources = _sources(linears)
+        count = len(linears)
+        # Outside inference mode, so that the copy also serves calls under no_grad.
+        with torch.inference_mode(False), torch.no_grad():
+            weight = sources[0] if count == 1 else torch.cat(sources[:count])
+            self.bias = torch.cat(sources[count:]) if len(sources) > count else None
+            self.weight = _onednn.pack(weight, _EXPECTED_ROWS)
+            self.fingerprints = [_Fingerprint(source) for source in sources]
+
+    def matches(self, linears: Sequence[nn.Linear]) -> bool:
+        sources = _sources(linears)
+        return len(sources) == len(self.fingerprints) and all(
+            fingerprint.matches(source)
+            for fingerprint, source in zip(self.fingerprints, sources, strict=True)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class PackedModule(nn.Module):
+    """Base of modules that hold the packed weight of one linear layer, or of several that read the same input.
+
+    pack: set it to False, or use `set_packing`, to run on the plain weights and save the memory of the copy.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pack = True
+        self._copy: _Copy | None = None
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes that the packed copy holds now."""
+        copy = self._copy
+        return 0 if copy is None else copy.nbytes
+
+    def drop_packed(self) -> None:
+        """Forgets the packed copy; the next call that may use one makes it again."""
+        self._copy = None
+
+    def packed_weight(self, linears: Sequence[nn.Linear], input: Tensor) -> _Copy | None:
+        """The valid packed copy of `linears`, made if need be, or None where the plain weights must run."""
+        if torch.is_grad_enabled():
+            self._copy = None
+            return None
+        copy = self._copy
+        if self.training or not self.pack or _refuses(input):
+            return None
+        if copy is not None and copy.matches(linears):
+            return copy
+        uniform = len({x.bias is None for x in linears}) == 1
+        if not uniform or not all(_packable(x, input) for x in linears):
+            self._copy = None
+            return None
+        self._copy = copy = _Copy(linears)
+        return copy
+
+    def train(self, mode: bool = True) -> PackedModule:
+        if mode:
+            self.drop_packed()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
+        self.drop_packed()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop_packed()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Serves pickling and deepcopy: a packed tensor can do neither."""
+        return {**self.__dict__, "_copy": None}
+
+
+def _refuses(input: Tensor) -> bool:
+    """Whether a packed weight cannot serve this input, whatever the weight."""
+    return (
+        _dispatch.backend() == "reference"
+        or _onednn.linear_refuses(input, input, None, "none", None, None) is not None
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    )
+
+
+def _packable(linear: nn.Linear, input: Tensor) -> bool:
+    """Whether the layer holds ordinary parameters: no parametrisation, no quantised or distributed tensor."""
+    for parameter in (linear.weight, linear.bias):
+        if parameter is not None and (
+            type(parameter) is not nn.Parameter
+            or parameter.dtype != input.dtype
+            or parameter.device != input.device
+            or not parameter.is_contiguous()
+            or parameter.numel() == 0
+        ):
+            return False
+    return True
+
+
+class PackedLinear(PackedModule, nn.Linear):
+    """torch.nn.Linear, with the same parameters and results, on the fused operator and a packed weight."""
+
+    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
+        """activation(input @ weight^T + bias): input [..., K] -> [..., N]; activation as in `ctxfast.ops.linear`."""
+        copy = self.packed_weight((self,), input)
+        packed = None if copy is None else copy.weight
+        return ops.linear(input, self.weight, self.bias, activation=activation, packed=packed)
+
+
+def is_fusable(linear: nn.Module) -> bool:
+    """Whether nothing but `PackedLinear.forward` happens when the module is called: no subclass, wrapper or hook."""
+    return type(linear) is PackedLinear and not (
+        linear._forward_hooks
+        or linear._forward_pre_hooks
+        or linear._backward_hooks
+        or linear._backward_pre_hooks
+    )
+
+
+def linear(module: nn.Module, input: Tensor, activation: str | None = None) -> Tensor:
+    """activation(module(input)), fused where `module` is a plain PackedLinear.
+
+    Adapters and hooks that users put around the layer see the layer alone, as in an unfused model.
+    """
+    if is_fusable(module):
+        return module.forward(input, activation)
+    return ACTIVATIONS[activation or "none"](module(input))
+
+
+def stacked_linear(
+    owner: PackedModule, modules: Sequence[nn.Module], input: Tensor
+) -> tuple[Tensor, ...]:
+    """module(input) for each of several layers of one output size, in one product where `owner` may hold their copy."""
+    linears = [module for module in modules if is_fusable(module)]
+    copy = None
+    if len(linears) == len(modules):
+        copy = owner.packed_weight(linears, input)  # type: ignore[arg-type]
+    if copy is None:
+        return tuple(linear(module, input) for module in modules)
+    # The packed weight stands for the stacked one, of which there is no plain copy.
+    output = ops.linear(input, copy.weight, copy.bias, packed=copy.weight)
+    return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
+
+
+def refresh(model: nn.Module) -> None:
+    """Forgets every packed weight in `model`, after a write that nothing announced."""
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.drop_packed()
+
+
+def set_packing(model: nn.Module, pack: bool) -> None:
+    """Lets the modules of `model` hold packed weights or not; their memory is `packed_bytes(model)`."""
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.pack = pack
+            module.drop_packed()
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes that packed weights in `model` hold now, beside the parameters."""
+    return sum(m.packed_bytes for m in model.modules() if isinstance(m, PackedModule))
