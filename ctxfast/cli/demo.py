@@ -1,0 +1,50 @@
+"""`ctxfast demo`: the main job on real weights."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING
+
+from ctxfast.cli.errors import Debug, Json
+from ctxfast.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from ctxfast.demo import DemoResult
+
+
+def demo(json: Json = False, debug: Debug = False) -> None:
+    """Embed sentences with MiniLM, check them against the eager model and time both."""
+    from ctxfast.demo import run_demo
+
+    with Progress("steps") as progress:
+        result = run_demo(progress)
+    if json:
+        print(json_module.dumps(result.as_dict()))
+    else:
+        _print(result)
+    if not result.agrees:
+        raise RuntimeError(
+            f"demo: the difference to {result.peer} must be one of rounding, got"
+            f" {result.difference:.1e}"
+        )
+
+
+def _print(result: DemoResult) -> None:
+    print(f"model    {result.model}")
+    print(f"device   {result.device}, {result.threads} threads, float32\n")
+    print("Cosine similarity of mean-pooled vectors")
+    for number, sentence in enumerate(result.sentences, 1):
+        print(f"{number:4}  {sentence}")
+    print("\n      " + "".join(f"{number:6}" for number in range(1, len(result.sentences) + 1)))
+    for number, row in enumerate(result.similarity, 1):
+        print(f"{number:4}  " + "".join(f"{value:6.2f}" for value in row))
+    print(
+        f"\nLargest difference to {result.peer}: {result.difference:.1e}"
+        f" (largest value {result.largest_value:.1f})\n"
+    )
+    print(f"Speed against {result.peer}, medians of interleaved repeats")
+    for timing in result.timings:
+        print(
+            f"  {timing.what:32} padding {timing.padding:4.0%}  {timing.peer * 1e3:8.1f} ms ->"
+            f" {timing.ctxfast * 1e3:7.1f} ms  {timing.speedup:5.1f}x"
+        )

@@ -1,0 +1,206 @@
+"""`embed_file`: text in, vectors out, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctxfast.embeddings.encoder import BertEncoder
+from ctxfast.embeddings.options import EmbedOptions, OptionError
+from ctxfast.embeddings.output import replacing
+from ctxfast.embeddings.pieces import Piece, batches, windows
+from ctxfast.embeddings.pooling import LinePool
+from ctxfast.embeddings.text import TextLines
+from ctxfast.embeddings.writers import WRITERS, Writer, file_format
+
+_CHUNK_LINES = 2048
+_CHUNK_CHARACTERS = 1 << 20
+_WINDOW_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What `embed_file` did."""
+
+    output: str
+    format: str
+    lines: int
+    blank_lines: int
+    tokens: int
+    overlong_lines: int
+    shape: tuple[int, ...]
+    dtype: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def embed_file(
+    model: str | os.PathLike[str],
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: EmbedOptions | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> EmbedReport:
+    """Write contextual vectors of the lines of a text file.
+
+    Lines without a word piece (blank ones) keep their place: a zero vector when pooled, no token
+    otherwise. Equal lines get equal vectors up to rounding, whatever stands beside them.
+
+    Args:
+        model: a BERT directory.
+        input: UTF-8 text, one sentence a line, gzip-compressed or not; "-" is standard input.
+        output: .h5, .hdf5, .npz or .safetensors; it appears when it is complete.
+        options: see `EmbedOptions`.
+        overwrite: replace an existing `output`.
+        progress: called with (lines done, lines in all) after each batch.
+
+    Raises:
+        OptionError: an option does not fit, by itself or with this model.
+        OSError: a file cannot be read or written.
+        ValueError: the text or the model directory is not usable.
+    """
+    options = EmbedOptions() if options is None else options
+    kind = file_format(output)
+    if options.dtype == "bfloat16" and kind != "safetensors":
+        raise OptionError(f"embed: output must end in .safetensors for bfloat16, got {output}")
+    if os.fspath(input) != "-" and _same_file(input, output):
+        raise OptionError(f"embed: output must not be the input, got {output} twice")
+    started = time.perf_counter()
+    with replacing(output, overwrite=overwrite) as partial, TextLines(input) as text:
+        encoder = BertEncoder(model, options)
+        text.check()
+        width = encoder.tokenizer.spellings.dtype.itemsize
+        token_width = width if options.pooling == "tokens" else None
+        writer = WRITERS[kind](partial, encoder.row_shape, options.dtype, token_width)
+        with closing(writer):
+            job = _Job(encoder, writer, text.count, progress)
+            for lines in text.chunks(_CHUNK_LINES, _CHUNK_CHARACTERS):
+                job.run(lines)
+            writer.finish(_metadata(model, text, encoder, job.counts()))
+    rows = job.tokens if options.pooling == "tokens" else job.lines
+    return EmbedReport(
+        output=os.fspath(output),
+        format=kind,
+        shape=(rows, *encoder.row_shape),
+        dtype=options.dtype,
+        seconds=time.perf_counter() - started,
+        **job.counts(),
+    )
+
+
+class _Job:
+    """Encodes chunks of lines and appends them to the writer in order."""
+
+    def __init__(
+        self,
+        encoder: BertEncoder,
+        writer: Writer,
+        total: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.options = encoder.options
+        self.encoder = encoder
+        self.writer = writer
+        self.total = total
+        self.progress = progress
+        self.lines = 0
+        self.blank = 0
+        self.tokens = 0
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "lines": self.lines,
+            "blank_lines": self.blank,
+            "tokens": self.tokens,
+            "overlong_lines": self.encoder.tokenizer.overlong_lines,
+        }
+
+    def run(self, lines: Sequence[str]) -> None:
+        pieces = self.encoder.tokenizer(lines)
+        counts = np.zeros(len(lines), np.int64)
+        np.add.at(counts, [piece.line for piece in pieces], [piece.kept for piece in pieces])
+        if self.options.pooling == "tokens":
+            self._write_tokens(pieces, len(lines))
+            self.writer.append_counts(counts)
+        else:
+            self._write_pooled(pieces, len(lines))
+        self.lines += len(lines)
+        self.blank += int((counts == 0).sum())
+        self.tokens += int(counts.sum())
+        self._report(0)
+
+    def _write_pooled(self, pieces: Sequence[Piece], lines: int) -> None:
+        pool = LinePool(lines, self.encoder.row_shape, self.options.pooling)
+        done = 0
+        for batch in batches(pieces, self.options.batch_tokens):
+            chosen = [pieces[i] for i in batch]
+            rows = self.encoder(chosen)
+            pool.add(rows, [piece.kept for piece in chosen], [piece.line for piece in chosen])
+            done += len(batch)
+            self._report(done * lines // len(pieces))
+        self.writer.append_rows(self._stored(pool.result(self.options.normalize)))
+
+    def _write_tokens(self, pieces: Sequence[Piece], lines: int) -> None:
+        spellings = self.encoder.tokenizer.spellings
+        row_bytes = 4 * int(np.prod(self.encoder.row_shape))
+        done = 0
+        for window in windows(pieces, max(1, _WINDOW_BYTES // row_bytes)):
+            starts = np.cumsum([0, *(piece.kept for piece in window)])
+            rows = torch.empty((int(starts[-1]), *self.encoder.row_shape))
+            for batch in batches(window, self.options.batch_tokens):
+                encoded = self.encoder([window[i] for i in batch]).cpu()
+                parts = encoded.split([window[i].kept for i in batch])
+                for i, part in zip(batch, parts, strict=True):
+                    rows[starts[i] : starts[i + 1]] = part
+                done += len(batch)
+                self._report(done * lines // len(pieces))
+            ids = [token for piece in window for token in piece.ids[piece.first : piece.last]]
+            self.writer.append_rows(self._stored(rows), spellings[ids])
+
+    def _stored(self, rows: Tensor) -> np.ndarray:
+        converted = rows.to(getattr(torch, self.options.dtype))
+        if self.options.dtype == "float16" and bool((converted.isinf() & rows.isfinite()).any()):
+            raise ValueError(
+                f"embed: vectors must be below 65504 for dtype float16, got {rows.abs().max():.6g}"
+            )
+        if self.options.dtype == "bfloat16":
+            converted = converted.view(torch.uint16)
+        return converted.numpy()
+
+    def _report(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(self.lines + done, self.total)
+
+
+def _metadata(
+    model: str | os.PathLike[str], text: TextLines, encoder: BertEncoder, counts: dict[str, int]
+) -> dict[str, Any]:
+    import ctxfast
+
+    return {
+        "format": "ctxfast embeddings 1",
+        "ctxfast": ctxfast.__version__,
+        "torch": torch.__version__,
+        "model": os.fspath(model),
+        "weights_sha256": encoder.weights_sha256,
+        "text": text.name,
+        "text_sha256": text.sha256,
+        "options": encoder.options.as_dict() | {"max_length": encoder.max_length},
+        **counts,
+    }
+
+
+def _same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)

@@ -1,0 +1,1 @@
+"""Short programs that use the public API: `python -m ctxfast.examples.<name>`."""

@@ -1,0 +1,33 @@
+"""The sentence nearest to each sentence: python -m ctxfast.examples.sentence_similarity [DIRECTORY]
+
+Without a BERT directory the demo's MiniLM weights are used.
+"""
+
+import sys
+
+import torch
+
+from ctxfast.bert import BertModel, BertTokenizer
+from ctxfast.demo import find_weights
+from ctxfast.examples.texts import PAIRS
+
+
+def main() -> None:
+    directory = sys.argv[1] if len(sys.argv) > 1 else find_weights()
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    model = BertModel.from_pretrained(directory)
+
+    sentences = [sentence for pair in PAIRS for sentence in pair]
+    inputs = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model(**inputs).last_hidden_state  # [B, S, D], zero in padding
+    mean = hidden.sum(1) / inputs["attention_mask"].sum(1, keepdim=True)  # [B, D]
+    unit = torch.nn.functional.normalize(mean, dim=-1)
+    similarity = (unit @ unit.T).fill_diagonal_(-1)
+
+    for sentence, row in zip(sentences, similarity, strict=True):
+        print(f"{row.max():.2f}  {sentence}  ->  {sentences[int(row.argmax())]}")
+
+
+if __name__ == "__main__":
+    main()
