@@ -1,0 +1,18 @@
+"""Linear layers with their epilogue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ctxfast.benchmarks.case import Case
+from ctxfast.benchmarks.suite import measure
+
+WORKLOADS = ("linear",)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("peer", ["ctxfast", "eager", "torch"])
+def test_linear(benchmark: Any, case: Case, peer: str, dtype: str) -> None:
+    measure(benchmark, case, peer, dtype)

@@ -1,0 +1,82 @@
+"""The two things that a run is made of: a case (one problem with its truth) and a candidate (one way to solve it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Unavailable(Exception):
+    """Why a peer, or one of its candidates, cannot run here; shown beside its name."""
+
+
+class BadOption(ValueError):
+    """A workload, size, peer or number that `bench` cannot take."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem of a workload.
+
+    workload: the name that `ctxfast bench` knows; name: which problem of it, unique within the workload and size.
+    kind: the function that a peer module offers for such problems, for example "bert".
+    inputs: what the candidates work on, in float32.
+    truth: the right answer, float64 [rows, ...], valid tokens only.
+    dtypes: the compute types in which ctxfast and the peers run it.
+    flop: floating-point operations of valid tokens, multiply and add counted as two.
+    traffic: bytes that must move at least once, by bytes an element.
+    items, unit: what a user counts, for a rate: 64, "sentences".
+    facts: figures that describe the inputs, such as tokens and padded tokens.
+    """
+
+    workload: str
+    name: str
+    kind: str
+    description: str
+    inputs: Any
+    truth: Callable[[], Tensor]
+    dtypes: tuple[str, ...]
+    flop: float
+    traffic: Callable[[int], float]
+    items: int
+    unit: str
+    facts: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to do a case's work.
+
+    peer: the name of the peer module; label: what a table shows, unique within a case together with dtype.
+    run: does the whole work once; result: makes the output of run comparable, [rows, ...] of valid tokens.
+    layout: "padded", "buckets" or "packed": what happens to padding.
+    part: measures a share of the work (the linears alone) for the split of the gain; it has no result to check.
+    flop: operations of a part, where they are fewer than those of the case.
+    timed: False for one that is only run for its error.
+    """
+
+    peer: str
+    label: str
+    dtype: str
+    run: Callable[[], Any]
+    result: Callable[[Any], Tensor]
+    layout: str = "packed"
+    detail: str = ""
+    part: bool = False
+    flop: float | None = None
+    timed: bool = True
+
+    @property
+    def key(self) -> str:
+        return f"{self.label} · {self.dtype}"
+
+
+def element_size(dtype: str) -> int:
+    """Bytes of one element of a compute type."""
+    return {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[dtype]

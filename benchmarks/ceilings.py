@@ -1,0 +1,131 @@
+"""What this machine can do, measured in the same run: matrix products by dtype, and memory bandwidth.
+
+The GEMM ceiling is the best rate of a BERT-base linear over several row counts through the oneDNN that torch carries,
+weights packed once; beside it stands the rate of torch's default path (`F.linear`). A workload's limit is the time
+that its arithmetic takes at the GEMM ceiling or its memory traffic at the bandwidth, whichever is longer (roofline,
+Williams et al. 2009).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = (16, 64, 256, 832)
+SHAPES = ((3072, 768), (768, 3072))  # [out, in] of BERT-base's feed-forward
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WORKING_SETS = (4, 32, 256)  # MiB: second-level cache, last-level cache, memory
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """gemm[dtype][path][rows] in GFLOP/s, paths "oneDNN" and "torch"; bandwidth[MiB] in GB/s of reads."""
+
+    gemm: dict[str, dict[str, dict[int, float]]]
+    bandwidth: dict[int, float]
+
+    def best_gemm(self, dtype: str) -> float | None:
+        """The highest rate of a dtype in GFLOP/s; None where it was not measured."""
+        paths = self.gemm.get(dtype, {})
+        rates = [rate for rows in paths.values() for rate in rows.values()]
+        return max(rates, default=None)
+
+    def bandwidth_for(self, size: float) -> float | None:
+        """GB/s for a working set of `size` bytes: that of the nearest measured size."""
+        if not self.bandwidth:
+            return None
+        nearest = min(self.bandwidth, key=lambda mib: abs(np.log(mib * 2**20 / max(size, 1.0))))
+        return self.bandwidth[nearest]
+
+    def limit(self, dtype: str, flop: float, traffic: float) -> tuple[float, str] | None:
+        """Seconds that the work takes at the ceilings, and which one binds: "compute" or "memory"."""
+        gemm, bandwidth = self.best_gemm(dtype), self.bandwidth_for(traffic)
+        if gemm is None or bandwidth is None:
+            return None
+        compute, memory = flop / (gemm * 1e9), traffic / (bandwidth * 1e9)
+        return (compute, "compute") if compute >= memory else (memory, "memory")
+
+    def to_json(self) -> dict[str, object]:
+        gemm = {
+            dtype: {
+                path: {str(rows): round(rate, 1) for rows, rate in rates.items()}
+                for path, rates in paths.items()
+            }
+            for dtype, paths in self.gemm.items()
+        }
+        return {
+            "gemm_gflops": gemm,
+            "read_gb_per_s": {f"{mib} MiB": round(rate, 1) for mib, rate in self.bandwidth.items()},
+        }
+
+
+def onednn_available() -> bool:
+    """Whether torch offers oneDNN's linear with packed weights (the operators that Inductor emits)."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def packed_linear(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    """F.linear by oneDNN with the weight packed once for about `rows` rows; inference only."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    run = torch.ops.mkldnn._linear_pointwise
+    return lambda x: run(x, packed, bias, "none", [], "")
+
+
+def measure(*, seconds: float = 0.15) -> Ceilings:
+    """Measure every ceiling with torch's present number of threads; takes about `seconds` for each point."""
+    gemm: dict[str, dict[str, dict[int, float]]] = {}
+    with torch.inference_mode():
+        for name, dtype in DTYPES.items():
+            rates: dict[str, dict[int, float]] = {"torch": {}}
+            if onednn_available():
+                rates["oneDNN"] = {}
+            for rows in ROWS:
+                for path, by_rows in rates.items():
+                    by_rows[rows] = max(
+                        _gemm_rate(path, rows, shape, dtype, seconds / len(SHAPES))
+                        for shape in SHAPES
+                    )
+            gemm[name] = rates
+        bandwidth = {mib: _read_rate(mib, seconds) for mib in WORKING_SETS}
+    return Ceilings(gemm, bandwidth)
+
+
+def _gemm_rate(
+    path: str, rows: int, shape: tuple[int, int], dtype: torch.dtype, seconds: float
+) -> float:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    bias = torch.zeros(shape[0], dtype=dtype)
+    x = torch.randn(rows, shape[1], generator=generator).to(dtype)
+    if path == "oneDNN":
+        linear = packed_linear(weight, bias, rows)
+        best = _best_time(lambda: linear(x), seconds)
+    else:
+        best = _best_time(lambda: F.linear(x, weight, bias), seconds)
+    return 2.0 * rows * shape[0] * shape[1] / best / 1e9
+
+
+def _read_rate(mib: int, seconds: float) -> float:
+    data = torch.ones(mib * 2**18, dtype=torch.float32)
+    return mib * 2**20 / _best_time(data.sum, seconds) / 1e9
+
+
+def _best_time(run: Callable[[], object], seconds: float) -> float:
+    """The shortest of the calls that fit into `seconds`, at least three: a ceiling is what undisturbed calls reach."""
+    run()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,86 @@
+"""Who is measured. One module a peer; each is used where it can be imported, and its absence is explained.
+
+A peer module has NAME, `version()` (its version; ImportError or Unavailable where it cannot run) and one generator of
+candidates for every kind of case that it can do: `bert(case)`, `attention(case)`, `linear(case)`, `layer_norm(case)`.
+DEFAULT = False keeps a slow peer out of runs that do not ask for it by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from ..case import BadOption, Candidate, Case, Unavailable
+
+_MODULES = {
+    "ctxfast": "own",
+    "eager": "eager",
+    "torch": "torch_ops",
+    "transformers": "huggingface",
+    "torch.compile": "inductor",
+    "onnxruntime": "onnx_runtime",
+    "openvino": "open_vino",
+    "ctranslate2": "ctranslate",
+    "gemm": "gemm",
+}
+OWN = "ctxfast"
+EAGER = "eager"
+PARTS = "gemm"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer with its version, or with the reason why it is not there."""
+
+    name: str
+    module: ModuleType
+    version: str = ""
+    reason: str = ""
+
+    @property
+    def available(self) -> bool:
+        return not self.reason
+
+    def candidates(self, case: Case) -> Iterator[Candidate]:
+        """Its ways to do a case; none where it does not know this kind. May raise Unavailable."""
+        generator = getattr(self.module, case.kind, None)
+        return iter(()) if generator is None else generator(case)
+
+
+def names() -> tuple[str, ...]:
+    """Every peer, in the order of the tables."""
+    return tuple(_MODULES)
+
+
+def default_names() -> tuple[str, ...]:
+    """The peers of a run that names none."""
+    return tuple(name for name in _MODULES if getattr(_module(name), "DEFAULT", True))
+
+
+def find(chosen: Sequence[str] | None = None) -> list[Peer]:
+    """The chosen peers (default: all but the slow ones); ctxfast and eager are always among them.
+
+    Raises BadOption for an unknown name.
+    """
+    chosen = default_names() if chosen is None else chosen
+    unknown = [name for name in chosen if name not in _MODULES]
+    if unknown:
+        raise BadOption(f"peers must be among {', '.join(_MODULES)}, got {unknown[0]!r}")
+    wanted = {OWN, EAGER, PARTS, *chosen}
+    return [_find(name) for name in _MODULES if name in wanted]
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{_MODULES[name]}", __package__)
+
+
+def _find(name: str) -> Peer:
+    module = _module(name)
+    try:
+        return Peer(name, module, version=module.version())
+    except Unavailable as error:
+        return Peer(name, module, reason=str(error))
+    except ImportError as error:
+        return Peer(name, module, reason=f"not importable: {error}")

@@ -1,0 +1,71 @@
+"""transformers: attn_implementation "sdpa" and "eager", the weights from the same directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ..case import DTYPES, Candidate, Case
+from ..workloads.bert import Batch, BertInputs
+from .padded import Forward, variants
+
+NAME = "transformers"
+
+
+def version() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the loading bar and its report: stdout and stderr belong to the benchmark."""
+    from transformers.utils import logging as its_logging
+
+    level, bars = its_logging.get_verbosity(), its_logging.is_progress_bar_enabled()
+    its_logging.set_verbosity(logging.ERROR)
+    its_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        its_logging.set_verbosity(level)
+        if bars:
+            its_logging.enable_progress_bar()
+
+
+def load(inputs: BertInputs, dtype: str, attention: str) -> Any:
+    """The transformers model of a case, in eval mode."""
+    from transformers import BertModel
+
+    with quiet():
+        model = BertModel.from_pretrained(
+            inputs.directory,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            add_pooling_layer=False,
+            local_files_only=True,
+        )
+    return model.eval()
+
+
+def bert(case: Case) -> Iterator[Candidate]:
+    for dtype in case.dtypes:
+        forward = _forward(load(case.inputs, dtype, "sdpa"))
+        yield from variants(NAME, "transformers sdpa", dtype, case, forward)
+    forward = _forward(load(case.inputs, case.dtypes[0], "eager"))
+    yield from variants(
+        NAME, "transformers eager", case.dtypes[0], case, forward, layouts=("padded",)
+    )
+
+
+def _forward(model: Any) -> Forward:
+    def forward(batch: Batch) -> Tensor:
+        outputs = model(input_ids=batch.ids, attention_mask=batch.mask.long())
+        return outputs.last_hidden_state
+
+    return forward

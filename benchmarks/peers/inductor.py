@@ -1,0 +1,55 @@
+"""torch.compile of the transformers model with freezing, which lets Inductor pack the weights for oneDNN.
+
+The padded batch compiles for its exact shapes; buckets compile once with dynamic shapes. Minutes of
+compilation: only on request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..case import Candidate, Case, Unavailable
+from ..workloads.bert import Batch
+from . import huggingface
+from .padded import Forward, variants
+
+NAME = "torch.compile"
+DEFAULT = False
+
+
+def version() -> str:
+    huggingface.version()  # the model comes from there
+    from torch._inductor import config, exc
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    assert hasattr(config, "freezing")
+    try:
+        get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError) as error:
+        raise Unavailable(f"no C++ compiler: {error}") from None
+    return torch.__version__
+
+
+def bert(case: Case) -> Iterator[Candidate]:
+    for layout, dynamic in (("padded", False), ("buckets", True)):
+        model = huggingface.load(case.inputs, "float32", "sdpa").requires_grad_(False)
+        forward = _forward(torch.compile(model, dynamic=dynamic))
+        yield from variants(
+            NAME, "torch.compile, freezing", "float32", case, forward, layouts=(layout,)
+        )
+
+
+def _forward(model: Any) -> Forward:
+    from torch._inductor import config
+
+    def forward(batch: Batch) -> Tensor:
+        # no_grad, as freezing needs; inference tensors would be compiled for a second time
+        with torch.no_grad(), config.patch(freezing=True):
+            outputs = model(input_ids=batch.ids, attention_mask=batch.mask.long())
+        return outputs.last_hidden_state
+
+    return forward

@@ -1,0 +1,127 @@
+"""ctxfast itself, through the calls that a user or its own models make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ctxfast
+from ctxfast import nn, ops
+
+from ..case import DTYPES, Candidate, Case
+from ..workloads.bert import BertInputs
+from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
+
+NAME = "ctxfast"
+
+
+def version() -> str:
+    return ctxfast.__version__
+
+
+def _candidate(
+    dtype: str,
+    run: Callable[[], Any],
+    result: Callable[[Any], Tensor] = lambda output: output,
+    detail: str = "",
+) -> Candidate:
+    return Candidate(NAME, NAME, dtype, run=run, result=result, detail=detail)
+
+
+def bert(case: Case) -> Iterator[Candidate]:
+    """`ctxfast.bert.BertModel`: padded ids and mask in, padded last hidden state out."""
+    for dtype in case.dtypes:
+        yield _bert(case.inputs, dtype)
+
+
+def _bert(inputs: BertInputs, dtype: str) -> Candidate:
+    from ctxfast.bert import BertModel
+
+    model = BertModel.from_pretrained(
+        inputs.directory, dtype=DTYPES[dtype], add_pooling_layer=False
+    )
+
+    def run() -> list[Tensor]:
+        return [
+            model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+            for batch in inputs.batches
+        ]
+
+    return _candidate(dtype, run, inputs.valid)
+
+
+def attention(case: Case) -> Iterator[Candidate]:
+    """`ops.attention_varlen` on the packed tokens; `ops.attention` where there is no padding."""
+    for dtype in case.dtypes:
+        inputs: AttentionInputs = case.inputs.to(DTYPES[dtype])
+        uniform = min(inputs.lengths) == max(inputs.lengths)
+        yield _attention(inputs, dtype) if uniform else _attention_varlen(inputs, dtype)
+
+
+def _attention(inputs: AttentionInputs, dtype: str) -> Candidate:
+    grid = (len(inputs.lengths), inputs.lengths[0])
+    q, k, v = (
+        x.unflatten(0, grid).transpose(1, 2)  # [B, H, S, D]
+        for x in (inputs.query, inputs.key, inputs.value)
+    )
+    return _candidate(
+        dtype,
+        run=lambda: ops.attention(q, k, v),
+        result=lambda output: output.transpose(1, 2).flatten(0, 1),
+    )
+
+
+def _attention_varlen(inputs: AttentionInputs, dtype: str) -> Candidate:
+    offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(torch.int32)
+    longest = max(inputs.lengths)
+    return _candidate(
+        dtype,
+        run=lambda: ops.attention_varlen(
+            inputs.query,
+            inputs.key,
+            inputs.value,
+            cu_seqlens_q=offsets,
+            cu_seqlens_k=offsets,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+        ),
+    )
+
+
+def linear(case: Case) -> Iterator[Candidate]:
+    """`ops.linear` with its epilogue and the packed weight that ctxfast's layers keep for inference."""
+    for dtype in case.dtypes:
+        yield _linear(case.inputs.to(DTYPES[dtype]), dtype)
+
+
+def _linear(inputs: LinearInputs, dtype: str) -> Candidate:
+    x, weight, bias = inputs.input, inputs.weight, inputs.bias
+    layer = nn.PackedLinear(x.shape[-1], len(weight), dtype=DTYPES[dtype]).eval()
+    layer.load_state_dict({"weight": weight, "bias": bias})
+
+    def run() -> Tensor:
+        copy = layer.packed_weight((layer,), x)  # its validity is checked in every call
+        return ops.linear(
+            x,
+            layer.weight,
+            layer.bias,
+            activation=inputs.activation,
+            residual=inputs.residual,
+            packed=None if copy is None else copy.weight,
+        )
+
+    return _candidate(dtype, run=run, detail="weight packed beforehand")
+
+
+def layer_norm(case: Case) -> Iterator[Candidate]:
+    """`ops.add_layer_norm`."""
+    for dtype in case.dtypes:
+        yield _layer_norm(case.inputs.to(DTYPES[dtype]), dtype)
+
+
+def _layer_norm(inputs: LayerNormInputs, dtype: str) -> Candidate:
+    x, residual, weight, bias = inputs.input, inputs.residual, inputs.weight, inputs.bias
+    return _candidate(dtype, run=lambda: ops.add_layer_norm(x, residual, weight, bias, inputs.eps))

@@ -1,0 +1,78 @@
+"""What a peer that needs rectangular batches gets: one padded batch, and length-sorted buckets, their count tuned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..case import Candidate, Case
+from ..lengths import length_buckets
+from ..workloads.bert import Batch, BertInputs
+
+BUCKET_COUNTS = (2, 4, 8)
+Forward = Callable[[Batch], Tensor]  # padded batch -> [B, S, hidden]
+
+
+def variants(
+    peer: str,
+    label: str,
+    dtype: str,
+    case: Case,
+    forward: Forward,
+    *,
+    layouts: tuple[str, ...] = ("padded", "buckets"),
+) -> Iterator[Candidate]:
+    """The candidates of a padded peer. The number of buckets is the fastest of BUCKET_COUNTS on the first batch."""
+    inputs: BertInputs = case.inputs
+    even = all(min(batch.lengths) == max(batch.lengths) for batch in inputs.batches)
+    if "padded" in layouts or even:
+        yield Candidate(
+            peer=peer,
+            label=label,
+            dtype=dtype,
+            run=lambda: [forward(batch) for batch in inputs.batches],
+            result=inputs.valid,
+            layout="padded",
+        )
+    if "buckets" not in layouts or even:
+        return
+    count = _fastest_count(inputs.batches[0], forward)
+    groups = [length_buckets(batch.lengths, count) for batch in inputs.batches]
+    buckets = [
+        [batch.rows(group) for group in batch_groups]
+        for batch, batch_groups in zip(inputs.batches, groups, strict=True)
+    ]
+
+    def result(outputs: list[list[Tensor]]) -> Tensor:
+        grids = []
+        for batch, batch_groups, parts in zip(inputs.batches, groups, outputs, strict=True):
+            grid = parts[0].new_zeros(*batch.ids.shape, parts[0].shape[-1])
+            for group, part in zip(batch_groups, parts, strict=True):
+                grid[torch.tensor(group), : part.shape[1]] = part
+            grids.append(grid)
+        return inputs.valid(grids)
+
+    yield Candidate(
+        peer=peer,
+        label=f"{label}, length buckets",
+        dtype=dtype,
+        run=lambda: [[forward(bucket) for bucket in of_batch] for of_batch in buckets],
+        result=result,
+        layout="buckets",
+        detail=f"{count} buckets a batch",
+    )
+
+
+def _fastest_count(batch: Batch, forward: Forward) -> int:
+    times = {}
+    for count in BUCKET_COUNTS:
+        parts = [batch.rows(group) for group in length_buckets(batch.lengths, count)]
+        for _ in range(2):  # the first pass warms up
+            start = time.perf_counter()
+            for part in parts:
+                forward(part)
+            times[count] = time.perf_counter() - start
+    return min(times, key=lambda count: times[count])

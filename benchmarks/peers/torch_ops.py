@@ -1,0 +1,89 @@
+"""torch's own fused operators: scaled_dot_product_attention, and oneDNN's linear with packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..case import DTYPES, Candidate, Case
+from ..ceilings import onednn_available
+from ..lengths import length_buckets
+from ..workloads.operators import AttentionInputs, LinearInputs
+from .eager import PaddedAttention
+
+NAME = "torch"
+
+
+def version() -> str:
+    return torch.__version__
+
+
+def attention(case: Case) -> Iterator[Candidate]:
+    """SDPA on one padded batch and on four length buckets."""
+    for dtype in case.dtypes:
+        inputs: AttentionInputs = case.inputs.to(DTYPES[dtype])
+        padded = PaddedAttention(inputs)
+        yield Candidate(NAME, "SDPA", dtype, run=padded.sdpa, result=padded.valid, layout="padded")
+        if not padded.dense:
+            yield _bucketed(inputs, dtype)
+
+
+def _bucketed(inputs: AttentionInputs, dtype: str) -> Candidate:
+    groups = length_buckets(inputs.lengths, 4)
+    buckets = [PaddedAttention(_sequences(inputs, group)) for group in groups]
+
+    def result(outputs: list[Tensor]) -> Tensor:
+        found: dict[int, Tensor] = {}
+        for group, bucket, output in zip(groups, buckets, outputs, strict=True):
+            lengths = [inputs.lengths[i] for i in group]
+            found.update(zip(group, bucket.valid(output).split(lengths), strict=True))
+        return torch.cat([found[i] for i in range(len(found))])
+
+    return Candidate(
+        peer=NAME,
+        label="SDPA, length buckets",
+        dtype=dtype,
+        run=lambda: [bucket.sdpa() for bucket in buckets],
+        result=result,
+        layout="buckets",
+        detail=f"{len(buckets)} buckets",
+    )
+
+
+def _sequences(inputs: AttentionInputs, chosen: list[int]) -> AttentionInputs:
+    query, key, value = (
+        torch.cat([x.split(list(inputs.lengths))[i] for i in chosen])
+        for x in (inputs.query, inputs.key, inputs.value)
+    )
+    return AttentionInputs(query, key, value, tuple(inputs.lengths[i] for i in chosen))
+
+
+def linear(case: Case) -> Iterator[Candidate]:
+    """oneDNN with the weight packed before timing and the epilogue fused."""
+    if onednn_available():
+        for dtype in case.dtypes:
+            yield _onednn(case.inputs.to(DTYPES[dtype]), dtype)
+
+
+def _onednn(inputs: LinearInputs, dtype: str) -> Candidate:
+    x, bias, residual = inputs.input, inputs.bias, inputs.residual
+    packed = torch.ops.mkldnn._reorder_linear_weight(inputs.weight, x.shape[0])
+    pointwise = torch.ops.mkldnn._linear_pointwise
+
+    def run() -> Tensor:
+        if residual is not None:
+            return pointwise.binary(x, residual, packed, bias, "add")
+        if inputs.activation == "gelu":
+            return pointwise(x, packed, bias, "gelu", [], "none")
+        return pointwise(x, packed, bias, "none", [], "")
+
+    return Candidate(
+        peer=NAME,
+        label="oneDNN in torch",
+        dtype=dtype,
+        run=run,
+        result=lambda output: output,
+        detail="weight packed beforehand",
+    )

@@ -1,0 +1,154 @@
+"""BERT inference on batches of real length distributions, and on one short sentence.
+
+A candidate gets what a serving loop has, token ids and mask of each batch padded to its longest sentence, and gives the
+last hidden state; how it deals with the padding is its own affair. FLOP are counted on valid tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import lengths as length_sets
+from ..case import Case
+from ..plain_bert import Shape, alone, read_weights, write_weights
+
+TINY = Shape(
+    vocab_size=1000,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=256,
+)
+SHAPES = {"tiny": TINY, "base": Shape()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids [B, S] int64, mask [B, S] bool (True = token), the lengths on the host."""
+
+    ids: Tensor
+    mask: Tensor
+    lengths: tuple[int, ...]
+
+    def rows(self, chosen: list[int]) -> Batch:
+        """Some sentences of the batch, padded to the longest of them."""
+        lengths = tuple(self.lengths[i] for i in chosen)
+        index = torch.tensor(chosen)
+        longest = max(lengths)
+        return Batch(
+            self.ids[index, :longest].contiguous(), self.mask[index, :longest].contiguous(), lengths
+        )
+
+
+@dataclass(frozen=True)
+class BertInputs:
+    """A Hugging Face directory and the batches to run through it, one after the other."""
+
+    make_directory: Callable[[], Path]
+    shape: Shape
+    batches: tuple[Batch, ...]
+
+    @property
+    def directory(self) -> Path:
+        """Made on first use: a case can be listed without writing its weights."""
+        return self.make_directory()
+
+    def valid(self, outputs: list[Tensor]) -> Tensor:
+        """[T, hidden] of the valid tokens of padded outputs [B, S, hidden], one a batch."""
+        pairs = zip(outputs, self.batches, strict=True)
+        return torch.cat([output[batch.mask] for output, batch in pairs])
+
+
+def make_batch(lengths: list[int], shape: Shape, seed: int) -> Batch:
+    """Random token ids; padding holds id 0."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.randint(1, shape.vocab_size, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    return Batch(grid.masked_fill(~mask, 0), mask, tuple(lengths))
+
+
+@cache
+def _keep(size: str) -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="ctxfast-bench-")
+    write_weights(Path(folder.name), SHAPES[size])
+    return folder
+
+
+def model_directory(size: str) -> Path:
+    """The directory with the random weights of a size, written once a process and removed at its end."""
+    return Path(_keep(size).name)
+
+
+def make_case(
+    workload: str, name: str, description: str, size: str, batch_lengths: list[list[int]]
+) -> Case:
+    """The case of a model size and the lengths of its batches."""
+    shape = SHAPES[size]
+    batches = tuple(make_batch(lengths, shape, seed) for seed, lengths in enumerate(batch_lengths))
+    inputs = BertInputs(partial(model_directory, size), shape, batches)
+    flat = [length for lengths in batch_lengths for length in lengths]
+    padded = sum(batch.mask.numel() for batch in batches)
+
+    def truth() -> Tensor:
+        weights = read_weights(inputs.directory, torch.float64)
+        ids = torch.cat([batch.ids[batch.mask] for batch in batches])
+        with torch.inference_mode():
+            return alone(weights, shape, ids, flat)
+
+    def traffic(element: int) -> float:
+        return float(element * shape.linear_parameters() * len(batches))
+
+    return Case(
+        workload=workload,
+        name=name,
+        kind="bert",
+        description=description,
+        inputs=inputs,
+        truth=truth,
+        dtypes=("float32", "bfloat16"),
+        flop=shape.flop(flat),
+        traffic=traffic,
+        items=len(flat),
+        unit="sentences",
+        facts={
+            "batches": len(batches),
+            "sentences": len(flat),
+            "tokens": sum(flat),
+            "padded_tokens": padded,
+            "fill": round(sum(flat) / padded, 3),
+        },
+    )
+
+
+def inference(size: str) -> Iterator[Case]:
+    """Batches of 32 (tiny: 8) sentences with the lengths of short messages."""
+    batches, batch_size = {"tiny": (1, 8), "base": (2, 32)}[size]
+    text_set = "sms_spam"
+    lengths = length_sets.draw_batches(text_set, batches, batch_size)
+    layers, hidden = SHAPES[size].num_hidden_layers, SHAPES[size].hidden_size
+    yield make_case(
+        "bert-inference",
+        f"{text_set}-{batches}x{batch_size}",
+        f"BERT, {layers} layers of {hidden}, {batches} x {batch_size} sentences with {text_set} lengths",
+        size,
+        lengths,
+    )
+
+
+def latency(size: str) -> Iterator[Case]:
+    """One sentence of twelve tokens: the weights from memory are most of the work."""
+    layers, hidden = SHAPES[size].num_hidden_layers, SHAPES[size].hidden_size
+    yield make_case(
+        "bert-latency",
+        "1x12",
+        f"BERT, {layers} layers of {hidden}, one sentence of 12 tokens",
+        size,
+        [[12]],
+    )
