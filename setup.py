@@ -95,7 +95,9 @@ def find_cxx() -> list[str]:
     for name in ("g++", "c++", "clang++"):
         if shutil.which(name):
             return [name]
-    raise BuildError("no C++ compiler found: none of g++, c++ and clang++ is on PATH, CXX is not set")
+    raise BuildError(
+        "no C++ compiler found: none of g++, c++ and clang++ is on PATH, CXX is not set"
+    )
 
 
 def is_current(target: Path, command: list[str]) -> bool:
@@ -180,7 +182,11 @@ def build_cpu(output: Path, scratch: Path) -> dict:
     compile_all(jobs)
     output.parent.mkdir(parents=True, exist_ok=True)
     objects = [str(target) for target, _ in jobs]
-    shared = ["-shared", "-Wl,-s"] if sys.platform == "linux" else ["-bundle", "-undefined", "dynamic_lookup"]
+    shared = (
+        ["-shared", "-Wl,-s"]
+        if sys.platform == "linux"
+        else ["-bundle", "-undefined", "dynamic_lookup"]
+    )
     run_compiler([*cxx, *shared, *objects, "-o", str(output), "-lpthread"])
     return {"compiler": version, "instruction_sets": known}
 
@@ -232,7 +238,10 @@ def build_cuda(output: Path, scratch: Path) -> dict:
     objects = [str(target) for target, _ in jobs]
     link = [nvcc, "-ccbin", cxx[-1], "-shared", "-cudart", "static", "-Xlinker", "-s"]
     run_compiler([*link, *objects, "-o", str(output)])
-    return {"compiler": version, "architectures": [flag for flag in architectures if flag[0] != "-"]}
+    return {
+        "compiler": version,
+        "architectures": [flag for flag in architectures if flag[0] != "-"],
+    }
 
 
 class NativeBuild(build_ext):
@@ -295,9 +304,11 @@ setup(
         *find_packages(include=["ctxfast*"]),
         "ctxfast.kernels",
         "ctxfast.benchmarks",
+        "ctxfast.benchmarks.peers",
+        "ctxfast.benchmarks.workloads",
     ],
     package_dir={"ctxfast.kernels": "kernels", "ctxfast.benchmarks": "benchmarks"},
-    package_data={"ctxfast": ["py.typed"]},
+    package_data={"ctxfast": ["py.typed"], "ctxfast.benchmarks": ["token_lengths.json"]},
     ext_modules=[
         Extension("ctxfast._C", sources=[], optional=True),
         Extension("ctxfast._C_cuda", sources=[], optional=True),

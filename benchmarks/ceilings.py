@@ -81,22 +81,23 @@ def packed_linear(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor],
     return lambda x: run(x, packed, bias, "none", [], "")
 
 
-def measure(*, seconds: float = 0.15) -> Ceilings:
-    """Measure every ceiling with torch's present number of threads; takes about `seconds` for each point."""
+def measure(*, quick: bool = False) -> Ceilings:
+    """Measure every ceiling with torch's present number of threads; quick: fewer and shorter measurements."""
+    seconds = 0.02 if quick else 0.15
     gemm: dict[str, dict[str, dict[int, float]]] = {}
     with torch.inference_mode():
         for name, dtype in DTYPES.items():
             rates: dict[str, dict[int, float]] = {"torch": {}}
             if onednn_available():
                 rates["oneDNN"] = {}
-            for rows in ROWS:
+            for rows in ROWS[:2] if quick else ROWS:
                 for path, by_rows in rates.items():
                     by_rows[rows] = max(
                         _gemm_rate(path, rows, shape, dtype, seconds / len(SHAPES))
                         for shape in SHAPES
                     )
             gemm[name] = rates
-        bandwidth = {mib: _read_rate(mib, seconds) for mib in WORKING_SETS}
+        bandwidth = {mib: _read_rate(mib, seconds) for mib in WORKING_SETS[: 2 if quick else 3]}
     return Ceilings(gemm, bandwidth)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-_FILE = Path(__file__).parent / "data" / "token_lengths.json"
+_FILE = Path(__file__).with_name("token_lengths.json")
 
 
 @cache

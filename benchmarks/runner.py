@@ -28,7 +28,8 @@ Progress = Callable[
 ]  # what is being done, steps done, steps in all (0: unknown)
 
 OTHER_THREAD_POOLS = {"onnxruntime", "openvino", "ctranslate2"}
-SETTLE = 0.25  # seconds in which the threads of such a peer stop spinning (Intel's OpenMP: 0.2)
+MIN_SAMPLE = {"tiny": 0.002, "base": 0.05}  # seconds
+SETTLE = 0.05  # seconds after which the threads of such a peer have stopped spinning
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def measure(
     torch.set_num_threads(options.threads or before)
     try:
         progress("measuring the ceilings of this machine", 0, 0)
-        ceilings = measure_ceilings(seconds=0.15 if options.size == "base" else 0.02)
+        ceilings = measure_ceilings(quick=options.size == "tiny")
         run = Run(environment.describe(), _versions(found), ceilings.to_json())
         on_start(run)
         try:
@@ -116,7 +117,7 @@ def run_case(
         used = {candidate.peer for candidate in prepared.candidates.values()}
         schedule = timing.Schedule(
             repeats=options.repeats,
-            min_sample=0.05 if options.size == "base" else 0.002,
+            min_sample=MIN_SAMPLE[options.size],
             settle=SETTLE if used & OTHER_THREAD_POOLS else 0.0,
         )
         steps, done = len(prepared.candidates) * (schedule.repeats + 1), 0
@@ -150,7 +151,8 @@ def prepare(case: Case, found: Sequence[Peer], progress: Callable[[str], None]) 
     """Build and check every candidate: the eager one first, because its error is the measure of ctxfast's own."""
     progress("float64 truth")
     prepared = Prepared(case.truth())
-    for peer in sorted(found, key=lambda p: p.name != peers.EAGER):
+    able = [peer for peer in found if peer.knows(case)]
+    for peer in sorted(able, key=lambda p: p.name != peers.EAGER):
         failure = Result(case.workload, case.name, peer.name, peer.name, "", peer.version)
         if not peer.available:
             failure.status, failure.reason = "skipped", peer.reason
@@ -255,4 +257,6 @@ def _finish(case: Case, prepared: Prepared, samples: timing.Samples, ceilings: C
 def _sentence(error: Exception) -> str:
     """An error on one line."""
     text = " ".join(str(error).split())
+    if isinstance(error, Unavailable):
+        return text
     return f"{type(error).__name__}: {text}"[:300]

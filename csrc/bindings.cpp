@@ -1,5 +1,5 @@
-// Python module ctxfast._C: the CPU half. Addresses come as integers from ctxfast/ops/_native.py, which has checked
-// them. Every operator returns None, or (code, argument, value) of status.h.
+// Python module ctxfast._C: the CPU half. Addresses come as integers from ctxfast/ops/_native.py,
+// which has checked them. Every operator returns None, or (code, argument, value) of status.h.
 #include "bindings.h"
 
 #include "dispatch.h"
@@ -8,14 +8,15 @@
 namespace ctxfast {
 namespace {
 
-py::object add_layer_norm(int dtype, int parameter_dtype, uintptr_t input, uintptr_t residual, uintptr_t weight,
-                          uintptr_t bias, uintptr_t output, int64_t rows, int64_t columns,
-                          int64_t input_stride, int64_t residual_stride, double eps, int threads) {
-  const AddLayerNormArgs args = {Dtype(dtype),    Dtype(parameter_dtype), address(input),
-                                 address(residual), address(weight),        address(bias),
-                                 address(output), rows,                   columns,
-                                 input_stride,    residual_stride,        eps,
-                                 threads};
+py::object add_layer_norm(int dtype, int parameter_dtype, uintptr_t input, uintptr_t residual,
+                          uintptr_t weight, uintptr_t bias, uintptr_t output, int64_t rows,
+                          int64_t columns, int64_t input_stride, int64_t residual_stride,
+                          double eps, int threads) {
+  const AddLayerNormArgs args = {
+      Dtype(dtype),    Dtype(parameter_dtype), address(input),  address(residual),
+      address(weight), address(bias),          address(output), rows,
+      columns,         input_stride,           residual_stride, eps,
+      threads};
   Status status;
   {
     py::gil_scoped_release released;
@@ -25,8 +26,9 @@ py::object add_layer_norm(int dtype, int parameter_dtype, uintptr_t input, uintp
 }
 
 py::object embed_layer_norm(int dtype, int parameter_dtype, py::tuple ids, py::tuple wide_ids,
-                            py::tuple tables, py::tuple table_rows, uintptr_t weight, uintptr_t bias,
-                            uintptr_t output, int64_t rows, int64_t columns, double eps, int threads) {
+                            py::tuple tables, py::tuple table_rows, uintptr_t weight,
+                            uintptr_t bias, uintptr_t output, int64_t rows, int64_t columns,
+                            double eps, int threads) {
   EmbedLayerNormArgs args = {};
   args.dtype = Dtype(dtype);
   args.parameter_dtype = Dtype(parameter_dtype);

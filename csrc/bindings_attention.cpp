@@ -1,4 +1,5 @@
-// The attention operators of module ctxfast._C. Their many arguments come in three tuples, in the order of the structs.
+// The attention operators of module ctxfast._C. Their many arguments come in three tuples, in the
+// order of the structs.
 #include "bindings.h"
 #include "dispatch.h"
 
@@ -77,8 +78,42 @@ py::object attention_forward(const py::tuple& pointers, const py::tuple& strides
   return to_python(status);
 }
 
+py::object attention_backward(const py::tuple& pointers, const py::tuple& strides,
+                              const py::tuple& numbers) {
+  Reader p(pointers), s(strides), n(numbers);
+  AttentionBackwardArgs args = {};
+  read_common(p, s, n, args.common);
+  args.grad_output = p.pointer();
+  args.grad_lse = p.pointer();
+  args.output = p.pointer();
+  args.lse = p.pointer();
+  args.grad_query = p.pointer();
+  args.grad_key = p.pointer();
+  args.grad_value = p.pointer();
+  args.grad_bias = p.pointer();
+  args.partial_bias = p.pointer();
+  s.strides(args.grad_output_stride);
+  s.strides(args.grad_lse_stride);
+  s.strides(args.output_stride);
+  s.strides(args.lse_stride);
+  s.strides(args.grad_query_stride);
+  s.strides(args.grad_key_stride);
+  s.strides(args.grad_value_stride);
+  s.strides(args.grad_bias_stride);
+  args.partial_bias_length = n.next();
+  Status status;
+  {
+    py::gil_scoped_release released;
+    status = kernels().attention_backward(args);
+  }
+  return to_python(status);
+}
+
 }  // namespace
 
-void bind_attention(py::module_& m) { m.def("attention_forward", &attention_forward); }
+void bind_attention(py::module_& m) {
+  m.def("attention_forward", &attention_forward);
+  m.def("attention_backward", &attention_backward);
+}
 
 }  // namespace ctxfast

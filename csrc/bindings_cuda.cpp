@@ -1,5 +1,6 @@
-// Python module ctxfast._C_cuda: the CUDA half. It links the static CUDA runtime, so it loads without a driver; what
-// needs one then returns an error. Every operator returns None or the text of the CUDA error.
+// Python module ctxfast._C_cuda: the CUDA half. It links the static CUDA runtime, so it loads
+// without a driver; what needs one then returns an error. Every operator returns None or the text
+// of the CUDA error.
 #include <pybind11/pybind11.h>
 
 #include "cuda/device_info.h"

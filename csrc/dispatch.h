@@ -13,7 +13,8 @@ struct InstructionSet {
 // Those that this binary holds and this CPU runs, in rising order; `count` is set.
 const InstructionSet* available_instruction_sets(int* count) noexcept;
 
-// The chosen one: the highest available, or the highest not above the environment variable CTXFAST_CPU_ISA.
+// The chosen one: the highest available, or the highest not above the environment variable
+// CTXFAST_CPU_ISA.
 const InstructionSet& instruction_set() noexcept;
 
 // Chooses by name; false if it is not available.

@@ -9,8 +9,9 @@ enum StatusCode : int32_t {
   kOk = 0,
   kOutOfMemory = 1,
   kUnsupportedDtype = 2,
-  kIndexOutOfRange = 3,   // argument: which of the operator's index arguments; value: the bad index
-  kNotMonotone = 4,       // argument: which of the offset arguments; value: the position of the bad offset
+  kIndexOutOfRange = 3,  // argument: which of the operator's index arguments; value: the bad index
+  kNotMonotone =
+      4,  // argument: which of the offset arguments; value: the position of the bad offset
 };
 
 struct Status {

@@ -67,8 +67,6 @@ def explain(target: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -
     if not isinstance(target, nn.Module):
         return Explanation(dict(calls), reasons)
     packed = sum(getattr(module, "packed_bytes", 0) for module in target.modules())
-    padding = next(
-        (m.last_padding for m in target.modules() if getattr(m, "last_padding", None) is not None),
-        None,
-    )
+    shares = (getattr(module, "last_padding", None) for module in target.modules())
+    padding = next((share for share in shares if isinstance(share, float)), None)
     return Explanation(dict(calls), reasons, packed, padding)

@@ -30,7 +30,7 @@ class PackedBatch:
 
     cu_seqlens:   int32 [B + 1]; sequence b owns packed rows cu_seqlens[b] to cu_seqlens[b + 1]
     max_seqlen:   an upper bound of the longest sequence, rounded up to a bucket so that kernels are reused
-    indices:      int64 [T]; flat position b * S + s of each packed token in the grid; B * S marks a row beyond the last token
+    indices:      int64 [T]; b * S + s of each packed token; B * S marks a row beyond the last token
     sequence_ids: int64 [T]; b, or B beyond the last token
     positions:    int64 [T]; 0, 1, 2, ... inside each sequence
     dense:        True where it is known that there is no padding: then packing is a view

@@ -16,6 +16,7 @@ from .attention_tiles import (
     block_ranges,
     in_window,
     key_range,
+    natural_unit,
     other_rows,
     program_tile,
     score_tile,
@@ -81,6 +82,7 @@ def _attend_block(
         k = tl.load(k_tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
     else:
         k = tl.load(k_tile)
+    NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
     scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     scores = dot(q, tl.trans(k), scores, INPUT_PRECISION)
     scores = score_tile(
@@ -100,6 +102,7 @@ def _attend_block(
         stride_bias_n,
         ATTN_MASK,
         BIAS,
+        NATURAL,
         MASKED,
     )
     if MASKED:
@@ -107,7 +110,7 @@ def _attend_block(
         if WINDOW:
             allowed = allowed & in_window(queries[:, None], keys[None, :], left, right)
         scores = tl.where(allowed, scores, float("-inf"))
-    if BIAS:  # natural units; a bias near the smallest float32 must not overflow in base 2
+    if NATURAL:
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
         finite = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         weights = tl.exp2((scores - finite[:, None]) * LOG2E)
@@ -227,17 +230,12 @@ def attention_fwd(
 
     sequence_64 = sequence.to(tl.int64)
     head_64 = head.to(tl.int64)
-    first_q = tl.to_tensor(first_q).to(tl.int64)
-    first_k = tl.to_tensor(first_k).to(tl.int64)
-    if VARLEN:  # one tensor holds all sequences
-        batch_64 = sequence_64 * 0
-    else:
-        batch_64 = sequence_64
+    first_q = tl.cast(first_q, tl.int64)
+    first_k = tl.cast(first_k, tl.int64)
+    batch_64 = sequence_64 * 0 if VARLEN else sequence_64  # packed: one tensor holds all sequences
     q_ptr += batch_64 * stride_qb + head_64 * stride_qh + first_q * stride_qs
     k_ptr += batch_64 * stride_kb + head_64 * stride_kh + first_k * stride_ks
     v_ptr += batch_64 * stride_vb + head_64 * stride_vh + first_k * stride_vs
-    output_ptr += batch_64 * stride_ob + head_64 * stride_oh + first_q * stride_os
-    lse_ptr += batch_64 * stride_lse_b + head_64 * stride_lse_h + first_q
     if KEY_MASK:
         key_mask_ptr += sequence_64 * stride_key_mask_b
     if ATTN_MASK:
@@ -278,7 +276,7 @@ def attention_fwd(
                 total,
                 maximum,
                 q,
-                tl.to_tensor(block * BLOCK_N),
+                tl.cast(block * BLOCK_N, tl.int32),
                 k_ptr,
                 v_ptr,
                 mask_ptr,
@@ -319,10 +317,9 @@ def attention_fwd(
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     output *= tl.where(empty, 0.0, keep_scale / total)[:, None]
-    if BIAS:
-        lse = maximum + tl.log2(total) * LN2
-    else:
-        lse = (maximum + tl.log2(total)) * LN2
+    lse = (maximum if natural_unit(q.dtype, BIAS) else maximum * LN2) + tl.log2(total) * LN2
+    output_ptr += batch_64 * stride_ob + head_64 * stride_oh + first_q * stride_os
+    lse_ptr += batch_64 * stride_lse_b + head_64 * stride_lse_h + first_q
     tl.store(
         output_ptr + (queries.to(tl.int64) * stride_os)[:, None] + d[None, :],
         round_to(output, output_ptr.dtype.element_ty),

@@ -1,6 +1,7 @@
 """Attention backward: the gradient of the queries, and what both halves of the backward read.
 
-With weights P = exp(scores - lse), kept weights Z = dropout(P), dP = grad_output @ value^T (Dao, "FlashAttention-2", 2023):
+With weights P = exp(scores - lse), kept weights Z = dropout(P) and dP = grad_output @ value^T (Dao, "FlashAttention-2",
+2023):
 
     delta = rowsum(grad_output * output) - grad_lse         (the gradient of lse enters here)
     dS    = Z * dP - P * delta
@@ -15,8 +16,10 @@ import triton.language as tl
 
 from .attention_tiles import (
     block_ranges,
+    exponential,
     in_window,
     key_range,
+    natural_unit,
     other_rows,
     program_tile,
     score_tile,
@@ -54,7 +57,7 @@ def attention_bwd_delta(
     VARLEN: tl.constexpr,
     BIAS: tl.constexpr,
 ):
-    """delta over the dropout scale, and lse in the unit of the scores' exponent, +inf on empty rows: their weights are 0.
+    """delta over the dropout scale, and lse in the unit of the exponent, +inf on empty rows: their weights are 0.
 
     Grid as the forward. All float32 with the strides of lse.
     """
@@ -70,9 +73,9 @@ def attention_bwd_delta(
     )
     if start >= length:
         return
-    batch = tl.where(VARLEN, 0, sequence).to(tl.int64)
+    batch = tl.cast(0 if VARLEN else sequence, tl.int64)
     head = head.to(tl.int64)
-    first = tl.to_tensor(first).to(tl.int64)
+    first = tl.cast(first, tl.int64)
     m = start + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     inside = m < length
@@ -88,7 +91,7 @@ def attention_bwd_delta(
     if grad_lse_ptr is not None:
         delta -= tl.load(grad_lse_ptr + base, mask=inside, other=0.0)
     empty = lse == float("-inf")
-    if BIAS == 0:
+    if not natural_unit(do.dtype, BIAS):
         lse *= LOG2E
     tl.store(delta_ptr + base, tl.where(empty, 0.0, delta / keep_scale), mask=inside)
     tl.store(shifted_lse_ptr + base, tl.where(empty, float("inf"), lse), mask=inside)
@@ -156,6 +159,7 @@ def _query_block(
     else:
         k = tl.load(k_tile)
         v = tl.load(v_tile)
+    NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
     scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     scores = dot(q, tl.trans(k), scores, INPUT_PRECISION)
     scores = score_tile(
@@ -175,6 +179,7 @@ def _query_block(
         stride_bias_n,
         ATTN_MASK,
         BIAS,
+        NATURAL,
         MASKED,
     )
     if MASKED:
@@ -182,18 +187,14 @@ def _query_block(
         if WINDOW:
             allowed = allowed & in_window(queries[:, None], keys[None, :], left, right)
         scores = tl.where(allowed, scores, float("-inf"))
-    if BIAS:
-        weights = tl.exp2((scores - lse[:, None]) * LOG2E)
-    else:
-        weights = tl.exp2(scores * (scale * LOG2E) - lse[:, None])
+    weights = exponential(scores, lse[:, None], scale, NATURAL)
     d_weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     d_weights = dot(do, tl.trans(v), d_weights, INPUT_PRECISION)
+    d_scores = weights * (d_weights - delta[:, None])
     if DROPOUT:
         keep = keep_mask(queries, start, head, sequence, seed, threshold, BLOCK_M, BLOCK_N)
         kept = tl.where(keep, weights, dropped)
         d_scores = kept * d_weights - weights * delta[:, None]
-    else:
-        d_scores = weights * (d_weights - delta[:, None])
     return dot(round_to(d_scores, k.dtype), k, dq, INPUT_PRECISION)
 
 
@@ -288,14 +289,13 @@ def attention_bwd_query(
     first_k, length_k = other_rows(cu_seqlens_k_ptr, sequence, num_sequences, rows_k, VARLEN)
     low, high, contiguous = key_range(key_range_ptr, sequence, length_k, KEY_MASK)
 
-    batch = tl.where(VARLEN, 0, sequence).to(tl.int64)
+    batch = tl.cast(0 if VARLEN else sequence, tl.int64)
     sequence_64 = sequence.to(tl.int64)
     head_64 = head.to(tl.int64)
-    first_q = tl.to_tensor(first_q).to(tl.int64)
-    first_k = tl.to_tensor(first_k).to(tl.int64)
+    first_q = tl.cast(first_q, tl.int64)
+    first_k = tl.cast(first_k, tl.int64)
     q_ptr += batch * stride_qb + head_64 * stride_qh + first_q * stride_qs
     do_ptr += batch * stride_dob + head_64 * stride_doh + first_q * stride_dos
-    dq_ptr += batch * stride_dqb + head_64 * stride_dqh + first_q * stride_dqs
     k_ptr += batch * stride_kb + head_64 * stride_kh + first_k * stride_ks
     v_ptr += batch * stride_vb + head_64 * stride_vh + first_k * stride_vs
     lse_ptr += batch * stride_lse_b + head_64 * stride_lse_h + first_q
@@ -339,7 +339,7 @@ def attention_bwd_query(
                 do,
                 lse,
                 delta,
-                tl.to_tensor(block * BLOCK_N),
+                tl.cast(block * BLOCK_N, tl.int32),
                 k_ptr,
                 v_ptr,
                 mask_ptr,
@@ -376,6 +376,7 @@ def attention_bwd_query(
                 INPUT_PRECISION,
                 masked,
             )
+    dq_ptr += batch * stride_dqb + head_64 * stride_dqh + first_q * stride_dqs
     tl.store(
         dq_ptr + (rows * stride_dqs)[:, None] + d[None, :],
         round_to(dq * (scale * keep_scale), dq_ptr.dtype.element_ty),

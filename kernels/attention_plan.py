@@ -1,8 +1,8 @@
 """Small kernels that plan attention on the device, so that no length ever travels to the host.
 
-    key_ranges   per padded sequence: first valid key, one past the last, and whether all keys between are valid
-    tile_map     packed batches: (sequence, block of rows) of every tile, longest sequences first, so that the programs
-                 that take longest start first (Graham, "Bounds on multiprocessing timing anomalies", 1969)
+key_ranges   per padded sequence: first valid key, one past the last, and whether all keys between are valid
+tile_map     packed batches: (sequence, block of rows) of every tile, longest sequences first, so that the programs
+             that take longest start first (Graham, "Bounds on multiprocessing timing anomalies", 1969)
 """
 
 import triton
@@ -12,16 +12,23 @@ from .attention_tiles import sequence_rows
 
 
 @triton.jit(do_not_specialize=["rows"])
-def key_ranges(mask_ptr, ranges_ptr, stride_b, rows, BLOCK: tl.constexpr):
-    """Grid: one program a sequence. mask: uint8 [B, rows]; ranges: int32 [B, 3], all zero where no key is valid."""
+def key_ranges(mask_ptr, valid_ptr, ranges_ptr, stride_b, stride_s, rows, BLOCK: tl.constexpr):
+    """Grid: one program a sequence. mask: uint8 [B, rows]; ranges: int32 [B, 3], all zero where no key is valid.
+
+    valid: int32 [B, rows], the mask again: a load whose predicate came from bytes would give the tensor cores operands
+    laid out for bytes.
+    """
     sequence = tl.program_id(0)
     mask_ptr += sequence.to(tl.int64) * stride_b
+    valid_ptr += sequence.to(tl.int64) * rows
     low = tl.full([BLOCK], 1 << 30, tl.int32)
     high = tl.zeros([BLOCK], tl.int32)
     count = tl.zeros([BLOCK], tl.int32)
     for start in range(0, rows, BLOCK):
         keys = start + tl.arange(0, BLOCK)
-        valid = tl.load(mask_ptr + keys, mask=keys < rows, other=0) != 0
+        inside = keys < rows
+        valid = tl.load(mask_ptr + keys.to(tl.int64) * stride_s, mask=inside, other=0) != 0
+        tl.store(valid_ptr + keys, valid.to(tl.int32), mask=inside)
         low = tl.minimum(low, tl.where(valid, keys, 1 << 30))
         high = tl.maximum(high, tl.where(valid, keys + 1, 0))
         count += valid.to(tl.int32)

@@ -12,7 +12,10 @@ GRANULE = 128  # rows of a tile of a packed batch; tiles of the kernels divide i
 
 @dataclass(frozen=True)
 class Features:
-    """What a call asks for; every combination is its own compiled kernel. bias: 0 none, 1 any, 2 same for every query."""
+    """What a call asks for; every combination is a kernel of its own.
+
+    bias: 0 none, 1 any, 2 the same for every query.
+    """
 
     head_dim: int
     varlen: bool = False
@@ -78,3 +81,26 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
     if arch == 0:
         return Launch(64, 64, 4, 1)
     return Launch(128, 64, 4, 2)
+
+
+def delta_launch(features: Features) -> Launch:
+    return Launch(64 if features.block_d > 64 else 128, 0, 4, 1)
+
+
+def query_launch(arch: int, dtype: str, features: Features) -> Launch:
+    return Launch(64, 64, 4, 1)
+
+
+def key_launch(arch: int, dtype: str, features: Features) -> Launch:
+    return Launch(64, 64, 4, 1)
+
+
+def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -> Launch | None:
+    """For sequences of at most 128 keys; None where the keys, or the registers, do not allow it."""
+    if seqlen_k > 128 or features.block_d > 128:
+        return None
+    return Launch(64, 64 if seqlen_k <= 64 else 128, 4, 1)
+
+
+def bias_launch(arch: int, dtype: str, features: Features) -> Launch:
+    return Launch(64, 64, 4, 1)

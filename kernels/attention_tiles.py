@@ -7,14 +7,14 @@ row and the number of rows of its sequence, and from there on everything is rela
 import triton
 import triton.language as tl
 
+from .lib import LOG2E
+
 
 @triton.jit
 def sequence_rows(cu_seqlens_ptr, sequence, num_sequences, total):
     """First row and number of rows of a packed sequence; number num_sequences is what lies past the last offset."""
     start = tl.load(cu_seqlens_ptr + sequence)
-    end = tl.load(
-        cu_seqlens_ptr + sequence + 1, mask=sequence < num_sequences, other=total
-    )
+    end = tl.load(cu_seqlens_ptr + sequence + 1, mask=sequence < num_sequences, other=total)
     return start, end - start
 
 
@@ -42,9 +42,7 @@ def program_tile(
         tile = program // num_heads
         sequence = tl.load(tile_ptr + 2 * (tile // SPLIT))
         block = tl.load(tile_ptr + 2 * (tile // SPLIT) + 1) * SPLIT + tile % SPLIT
-        first, length = sequence_rows(
-            cu_seqlens_ptr, tl.maximum(sequence, 0), num_sequences, rows
-        )
+        first, length = sequence_rows(cu_seqlens_ptr, tl.maximum(sequence, 0), num_sequences, rows)
         length = tl.where(sequence < 0, 0, length)
     else:
         blocks = tl.cdiv(rows, BLOCK)
@@ -112,12 +110,10 @@ def block_ranges(
 
 @triton.jit
 def valid_keys(keys, low, high, contiguous, mask_ptr, KEY_MASK: tl.constexpr):
-    """Which of these keys may be attended, whatever the query; the mask is read where the valid keys have holes only."""
+    """Which keys any query may attend; the mask is read only where the valid keys have holes."""
     valid = (keys >= low) & (keys < high)
     if KEY_MASK:
-        valid = valid & (
-            tl.load(mask_ptr + keys, mask=valid & (not contiguous), other=1) != 0
-        )
+        valid = valid & (tl.load(mask_ptr + keys, mask=valid & (not contiguous), other=1) != 0)
     return valid
 
 
@@ -126,6 +122,24 @@ def in_window(queries, keys, left, right):
     """queries and keys broadcast against each other, in either orientation."""
     offset = keys - queries
     return (offset <= right) & (offset >= -left)
+
+
+@triton.jit
+def natural_unit(dtype: tl.constexpr, BIAS: tl.constexpr):
+    """Whether exponents are taken of natural scores, exp2((score - shift) * log2(e)): one instruction more.
+
+    A bias near the smallest float32 would overflow in base 2, and float32 results would feel lse rounded in base 2.
+    """
+    NATURAL: tl.constexpr = (BIAS != 0) or (dtype == tl.float32)
+    return NATURAL
+
+
+@triton.jit
+def exponential(scores, shift, scale, NATURAL: tl.constexpr):
+    """exp(score - shift), the shift in the unit that `natural_unit` tells."""
+    if NATURAL:
+        return tl.exp2((scores - shift) * LOG2E)
+    return tl.exp2(scores * (scale * LOG2E) - shift)
 
 
 @triton.jit
@@ -146,32 +160,49 @@ def score_tile(
     stride_bias_n,
     ATTN_MASK: tl.constexpr,
     BIAS: tl.constexpr,
+    NATURAL: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Adds the bias to a tile of scores and applies the boolean mask.
 
-    m, n: indices inside the tile that broadcast against each other, in either orientation, and so do query_inside and
-    key_inside (used in boundary blocks), which tell the rows that exist. Without a bias the scores keep the unit of
-    query @ key^T, and the scale is folded into the exponent; with one they are natural. BIAS: 0 none, 1 any, 2 the same
+    m, n: indices inside the tile that broadcast against each other, in either orientation, and so do query_inside
+    and key_inside (used in boundary blocks), which tell the rows that exist. NATURAL scores are scaled here; the
+    others keep the unit of query @ key^T, and the scale is folded into the exponent. BIAS: 0 none, 1 any, 2 the same
     for every query (then only its keys are read).
     """
-    start_m = tl.to_tensor(start_m).to(tl.int64)
-    start_n = tl.to_tensor(start_n).to(tl.int64)
+    if NATURAL:
+        scores *= scale
+    start_m = tl.cast(start_m, tl.int64)
+    start_n = tl.cast(start_n, tl.int64)
     if BIAS == 1:
         tile = bias_ptr + start_m * stride_bias_m + start_n * stride_bias_n
         inside = query_inside & key_inside if MASKED else query_inside
         bias = tl.load(tile + m * stride_bias_m + n * stride_bias_n, mask=inside, other=0.0)
-        scores = scores * scale + bias.to(tl.float32)
+        scores += bias.to(tl.float32)
     if BIAS == 2:
         tile = bias_ptr + start_n * stride_bias_n
         if MASKED:
             bias = tl.load(tile + n * stride_bias_n, mask=key_inside, other=0.0)
         else:
             bias = tl.load(tile + n * stride_bias_n)
-        scores = scores * scale + bias.to(tl.float32)
+        scores += bias.to(tl.float32)
     if ATTN_MASK:
         tile = mask_ptr + start_m * stride_mask_m + start_n * stride_mask_n
         inside = query_inside & key_inside if MASKED else query_inside
         allowed = tl.load(tile + m * stride_mask_m + n * stride_mask_n, mask=inside, other=0)
         scores = tl.where(allowed != 0, scores, float("-inf"))
     return scores
+
+
+@triton.jit
+def zero_rows(
+    x_ptr, first, rows, num_heads, stride_h, stride_s, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Zeros in rows first .. first + 127 of [rows, H, D]."""
+    row = first.to(tl.int64) + tl.arange(0, 128)
+    d = tl.arange(0, BLOCK_D)
+    inside = (row < rows)[:, None] & (d < HEAD_DIM)[None, :]
+    zeros = tl.zeros([128, BLOCK_D], x_ptr.dtype.element_ty)
+    for head in range(0, num_heads):
+        tile = x_ptr + tl.cast(head, tl.int64) * stride_h
+        tl.store(tile + (row * stride_s)[:, None] + d[None, :], zeros, mask=inside)

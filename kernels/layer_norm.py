@@ -48,9 +48,14 @@ def add_layer_norm_fwd(
     if RESIDUAL:
         residual = tl.load(residual_ptr + row * stride_residual + n, mask=inside, other=0.0)
         x += residual.to(tl.float32)
-    _normalise_and_store(
-        x, inside, output_ptr + row * N, weight_ptr, bias_ptr, eps, BLOCK_N, N
-    )
+    _normalise_and_store(x, inside, output_ptr + row * N, weight_ptr, bias_ptr, eps, BLOCK_N, N)
+
+
+@triton.jit
+def _embedding(table_ptr, index, size, n, inside, N: tl.constexpr):
+    exists = (index >= 0) & (index < size)
+    place = table_ptr + index.to(tl.int64) * N + n
+    return tl.load(place, mask=inside & exists, other=float("nan")).to(tl.float32)
 
 
 @triton.jit
@@ -64,20 +69,21 @@ def embed_layer_norm_fwd(
     weight_ptr,
     bias_ptr,
     output_ptr,
+    words,
+    types,
+    positions,
     eps,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Grid: one program a token. ids int64 [T]; embedding tables contiguous [., N]; output [T, N]."""
+    """Grid: one program a token. ids int64 [T]; tables contiguous, [rows, N]; output [T, N].
+
+    An id outside its table reads nothing and gives NaN.
+    """
     row = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK_N)
     inside = n < N
-    word = tl.load(ids_ptr + row).to(tl.int64)
-    token_type = tl.load(type_ids_ptr + row).to(tl.int64)
-    position = tl.load(position_ids_ptr + row).to(tl.int64)
-    x = tl.load(word_ptr + word * N + n, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(type_ptr + token_type * N + n, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(position_ptr + position * N + n, mask=inside, other=0.0).to(tl.float32)
-    _normalise_and_store(
-        x, inside, output_ptr + row * N, weight_ptr, bias_ptr, eps, BLOCK_N, N
-    )
+    x = _embedding(word_ptr, tl.load(ids_ptr + row), words, n, inside, N)
+    x += _embedding(type_ptr, tl.load(type_ids_ptr + row), types, n, inside, N)
+    x += _embedding(position_ptr, tl.load(position_ids_ptr + row), positions, n, inside, N)
+    _normalise_and_store(x, inside, output_ptr + row * N, weight_ptr, bias_ptr, eps, BLOCK_N, N)

@@ -54,10 +54,14 @@ def _philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def _words(column, row, head, sequence, seed):
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    head = tl.to_tensor(head).to(tl.uint32)
-    sequence = tl.to_tensor(sequence).to(tl.uint32)
+def _words(column, row, head, sequence, seed, step):
+    """Four words per (column group, row). step: a number that changes in the caller's loop, never negative."""
+    # Zero, but the compiler does not know: the 14 round keys are made where they are used, not held in 14 registers.
+    nothing = tl.minimum(step, 0).to(tl.uint32)
+    k0 = seed.to(tl.uint32) + nothing
+    k1 = (seed >> 32).to(tl.uint32) + nothing
+    head = tl.cast(head, tl.uint32)
+    sequence = tl.cast(sequence, tl.uint32)
     return _philox(column.to(tl.uint32), row.to(tl.uint32), head, sequence, k0, k1)
 
 
@@ -72,13 +76,13 @@ def _bit(word, threshold, POSITION: tl.constexpr):
 def keep_mask(
     rows, start, head, sequence, seed, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Which weights dropout keeps, [BLOCK_M, BLOCK_N]: queries `rows`, keys from `start`, a multiple of 64 or of BLOCK_N.
+    """Which weights dropout keeps, [BLOCK_M, BLOCK_N]: queries `rows`, keys from `start`, a multiple of BLOCK_N.
 
     threshold: uint32, the 16-bit threshold in the high half. BLOCK_N is 64 or 128.
     """
     GROUPS: tl.constexpr = BLOCK_N // 8
     column = start // 8 + tl.arange(0, GROUPS)
-    w0, w1, w2, w3 = _words(column[None, :], rows[:, None], head, sequence, seed)
+    w0, w1, w2, w3 = _words(column[None, :], rows[:, None], head, sequence, seed, start)
     bits = _bit(w0, threshold, 0) | _bit(w1, threshold, 2)
     bits |= _bit(w2, threshold, 4) | _bit(w3, threshold, 6)
     field = tl.arange(0, 8)[None, None, :, None]
@@ -88,15 +92,16 @@ def keep_mask(
 
 @triton.jit
 def keep_mask_transposed(
-    rows, start, head, sequence, seed, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+    start_m, start, head, sequence, seed, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """The same mask as [BLOCK_N, BLOCK_M].
+    """The same mask as [BLOCK_N, BLOCK_M], for queries from start_m.
 
     The eight columns of one call lie in different warps here, so whole words travel through shared memory.
     """
     BLOCKS: tl.constexpr = BLOCK_N // 64
     column = start // 8 + tl.arange(0, BLOCK_N // 8)
-    w0, w1, w2, w3 = _words(column[:, None], rows[None, :], head, sequence, seed)
+    rows = start_m + tl.arange(0, BLOCK_M)
+    w0, w1, w2, w3 = _words(column[:, None], rows[None, :], head, sequence, seed, start_m)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [BLOCK_N / 8, BLOCK_M, 2, 2]
     words = tl.permute(tl.reshape(words, [BLOCKS, 8, BLOCK_M, 4]), [0, 3, 1, 2])
     words = tl.reshape(words, [BLOCKS, 4, 1, 8, BLOCK_M])

@@ -28,11 +28,19 @@ def errors(result: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def assert_matches(
-    result: Tensor, eager: Tensor, exact: Tensor, *, name: str = "result", cap: float | None = None
+    result: Tensor,
+    eager: Tensor,
+    exact: Tensor,
+    *,
+    name: str = "result",
+    cap: float | None = None,
+    rounding: Tensor | None = None,
 ) -> None:
     """result against exact (float64), by the error that eager (the dtype of result) makes.
 
     cap: bound of the error relative to the largest exact value, by default one for each dtype.
+    rounding: for results that are small differences of large terms, what rounding those terms once leaves in each
+        element; it counts beside the ulp of the result.
     """
     assert result.shape == exact.shape, (
         f"{name}: shape {tuple(result.shape)}, expected {tuple(exact.shape)}"
@@ -47,9 +55,12 @@ def assert_matches(
     largest = exact.abs().max().item() if exact.numel() else 0.0
     unit = ulp(result.dtype, largest)
     got, allowed = errors(result, exact), errors(eager.nan_to_num(), exact)
+    inherited = (0.0, 0.0) if rounding is None else errors(rounding, torch.zeros_like(exact))
     bound = CAPS[result.dtype] if cap is None else cap
-    for kind, error, baseline in zip(("max", "RMS"), got, allowed, strict=True):
-        limit = min(2 * (baseline + unit), bound * max(largest, 1e-30) + unit)
+    for kind, error, baseline, terms in zip(("max", "RMS"), got, allowed, inherited, strict=True):
+        least = unit + terms
+        limit = min(2 * (baseline + least), bound * max(largest, 1e-30) + 2 * least)
         assert error <= limit, (
-            f"{name}: {kind} error {error:.3e} over {limit:.3e} (eager {baseline:.3e}, ulp {unit:.3e})"
+            f"{name}: {kind} error {error:.3e} over {limit:.3e} (eager {baseline:.3e}, ulp {unit:.3e}, "
+            f"rounding of terms {terms:.3e})"
         )

@@ -43,10 +43,13 @@ class Peer:
     def available(self) -> bool:
         return not self.reason
 
+    def knows(self, case: Case) -> bool:
+        """Whether it has candidates for this kind of case."""
+        return hasattr(self.module, case.kind)
+
     def candidates(self, case: Case) -> Iterator[Candidate]:
-        """Its ways to do a case; none where it does not know this kind. May raise Unavailable."""
-        generator = getattr(self.module, case.kind, None)
-        return iter(()) if generator is None else generator(case)
+        """Its ways to do a case of a kind that it knows. May raise Unavailable."""
+        return getattr(self.module, case.kind)(case)
 
 
 def names() -> tuple[str, ...]:
@@ -82,5 +85,5 @@ def _find(name: str) -> Peer:
         return Peer(name, module, version=module.version())
     except Unavailable as error:
         return Peer(name, module, reason=str(error))
-    except ImportError as error:
+    except Exception as error:  # a broken installation fails in its own way
         return Peer(name, module, reason=f"not importable: {error}")

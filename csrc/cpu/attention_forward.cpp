@@ -1,101 +1,15 @@
-// Attention forward (Dao et al. 2022; Dao 2023) on CPU. A work item is a range of query rows of one (sequence, head). It
-// goes through the keys in blocks that fit the second cache level: keys are packed transposed, values by rows; for
-// a few query rows at a time the scores are computed, turned into weights and multiplied with the values.
-// One block of keys needs no running state: the output is written once.
-#include "cpu/attention_scores.h"
+// Attention forward (Dao et al. 2022; Dao 2023) on CPU. A work item is a range of query rows of one
+// (sequence, head). It goes through the keys in blocks that fit the second cache level: keys are
+// packed transposed, values by rows; for a few query rows at a time the scores are computed, turned
+// into weights and multiplied with the values. One block of keys needs no running state: the output
+// is written once.
+#include "cpu/attention_workspace.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
 namespace {
-
-constexpr int64_t kRowStep = 24;    // query rows whose scores are computed together
-constexpr int64_t kRowLimit = 240;  // query rows of an item that keeps running state
-
-template <typename Storage>
-struct Workspace {
-  using T = Compute<Storage>;
-  using Word = WordOf<Storage>;
-  Word *keys, *values, *queries;
-  T *scores, *state, *maximum, *sum, *rescale;
-
-  static int64_t bytes(int64_t block, int64_t words, int64_t width) {
-    return 64 * 8 + int64_t(sizeof(T)) * (block * words + block * width + kRowStep * words +
-                                          kRowStep * block + kRowLimit * width + 3 * kRowStep +
-                                          2 * kRowLimit + 8 * kLanes<T>);
-  }
-
-  Workspace(void* memory, int64_t block, int64_t words, int64_t width) {
-    char* next = static_cast<char*>(memory);
-    const auto take = [&](int64_t count) {
-      char* piece = next;
-      next += round_up(count * int64_t(sizeof(T)), 64);
-      return piece;
-    };
-    keys = reinterpret_cast<Word*>(take(block * words));
-    values = reinterpret_cast<Word*>(take(block * width));
-    queries = reinterpret_cast<Word*>(take(kRowStep * words));
-    scores = reinterpret_cast<T*>(take(kRowStep * block));
-    state = reinterpret_cast<T*>(take(kRowLimit * width));
-    maximum = reinterpret_cast<T*>(take(kRowLimit));
-    sum = reinterpret_cast<T*>(take(kRowLimit + kLanes<T>));
-    rescale = reinterpret_cast<T*>(take(kRowStep));
-  }
-};
-
-// scores[r, c] = queries[r] . keys[c] for whole tiles of keys.
-template <typename Storage>
-struct ScoreTile {
-  using Math = Arithmetic<Storage>;
-  using T = Compute<Storage>;
-  const WordOf<Storage>*queries, *keys;
-  T* scores;
-  int64_t words, row_length;
-
-  template <int kRows, int kColumns>
-  CTXFAST_NOINLINE void run() {
-    Vec<T> sum[kRows][kColumns] = {};
-    multiply_tile<Math, kRows, kColumns>(queries, words, keys, kLanes<T>, words * kLanes<T>, words, sum);
-    for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c) store(scores + r * row_length + c * kLanes<T>, sum[r][c]);
-  }
-};
-
-// output[r, c] = (state[r, c] * rescale[r] + weights[r] . values[:, c]) * factor[r], each part where it is wanted.
-template <typename Storage>
-struct ValueTile {
-  using Math = Arithmetic<Storage>;
-  using T = Compute<Storage>;
-  const WordOf<Storage>*weights, *values;
-  int64_t weight_stride, depth, width;
-  T* state;          // [rows, width]
-  const T* rescale;  // nullptr: the state starts here
-  const T* factor;   // nullptr: the state stays, there is more to come
-  Storage* output;
-  int64_t output_stride, columns;  // of the output that are left
-
-  template <int kRows, int kColumns>
-  CTXFAST_NOINLINE void run() {
-    Vec<T> sum[kRows][kColumns] = {};
-    if (rescale != nullptr)
-      for (int r = 0; r < kRows; ++r)
-        for (int c = 0; c < kColumns; ++c)
-          sum[r][c] = load(state + r * width + c * kLanes<T>) * rescale[r];
-    multiply_tile<Math, kRows, kColumns>(weights, weight_stride, values, width, kLanes<T>, depth, sum);
-    for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c) {
-        if (factor == nullptr) {
-          store(state + r * width + c * kLanes<T>, sum[r][c]);
-        } else if (c + 1 < kColumns || columns >= kColumns * kLanes<T>) {
-          store(output + r * output_stride + c * kLanes<T>, sum[r][c] * factor[r]);
-        } else {
-          store_n(output + r * output_stride + c * kLanes<T>, sum[r][c] * factor[r],
-                  columns - c * kLanes<T>);
-        }
-      }
-  }
-};
 
 template <typename Storage>
 struct Attend {
@@ -107,14 +21,14 @@ struct Attend {
   const AttentionArgs& common;
   const AttentionSequence& sequence;
   const int64_t index, head;  // of the sequence
-  const Workspace<Storage>& work;
+  const ForwardWorkspace<Storage>& work;
   const int64_t depth, words, width, block;
   const ScoreTerms terms;
   const DropoutRow dropout;
   const T factor;
 
   Attend(const AttentionForwardArgs& args_, const AttentionSequence& sequence_, int64_t index_,
-         int64_t head_, const Workspace<Storage>& work_)
+         int64_t head_, const ForwardWorkspace<Storage>& work_)
       : args(args_),
         common(args_.common),
         sequence(sequence_),
@@ -130,7 +44,8 @@ struct Attend {
         factor(T(common.scale * kLog2E)) {}
 
   const Storage* rows_of(const void* base, const int64_t (&stride)[3], int64_t row) const {
-    return static_cast<const Storage*>(base) + index * stride[0] + head * stride[1] + row * stride[2];
+    return static_cast<const Storage*>(base) + index * stride[0] + head * stride[1] +
+           row * stride[2];
   }
   Storage* output_row(int64_t i) const {
     return static_cast<Storage*>(args.output) + index * args.output_stride[0] +
@@ -148,8 +63,10 @@ struct Attend {
     }
   }
 
-  // Rows [begin, end) of the piece that starts at row `origin`, against the packed keys [packed, packed_end).
-  void attend_rows(int64_t origin, int64_t begin, int64_t end, int64_t packed, int64_t packed_end) const {
+  // Rows [begin, end) of the piece that starts at row `origin`, against the packed keys [packed,
+  // packed_end).
+  void attend_rows(int64_t origin, int64_t begin, int64_t end, int64_t packed,
+                   int64_t packed_end) const {
     const int64_t low = key_range(common, sequence, begin).begin;
     const int64_t high = key_range(common, sequence, end - 1).end;
     const int64_t first_block = low / block, last_block = (high - 1) / block;
@@ -165,16 +82,13 @@ struct Attend {
     const Storage* query = rows_of(common.query, common.query_stride, sequence.query_start + begin);
     pack_rows<Storage>(query, common.query_stride[2], rows, depth, work.queries);
 
-    for (int64_t c = 0; c < columns; c += kTileColumns * kLanes<T>)
-      for (int64_t r = 0; r < rows;) {
-        const int step = next_rows(rows - r);
-        ScoreTile<Storage> tile = {work.queries + r * words, work.keys + (from + c) * words,
-                                   work.scores + r * block + c, words, block};
-        with_tile(step, int(smaller((columns - c) / kLanes<T>, kTileColumns)), tile);
-        r += step;
-      }
+    const ScoreTile<Storage> scores_tile = {work.queries, work.keys + from * words, words,
+                                            words,        summed_words(columns),    work.scores,
+                                            block};
+    for_each_tile(rows, columns / kLanes<T>, scores_tile);
 
-    const int64_t slot = starts && ends ? 0 : begin - origin;  // nothing is kept of rows that are done at once
+    const int64_t slot =
+        starts && ends ? 0 : begin - origin;  // nothing is kept of rows that are done at once
     T* maximum = work.maximum + slot;
     T* sum = work.sum + slot;
     for (int64_t r = 0; r < rows; ++r) {
@@ -202,35 +116,26 @@ struct Attend {
       maximum[r] = peak;
     }
 
-    T factors[kRowStep];
+    T factors[kForwardStep];
     if (ends) finish_rows(begin, rows, maximum, sum, factors);
     const Word* weights = reinterpret_cast<const Word*>(work.scores);
-    for (int64_t c = 0; c < width; c += kTileColumns * kLanes<T>)
-      for (int64_t r = 0; r < rows;) {
-        const int step = next_rows(rows - r);
-        ValueTile<Storage> tile = {weights + r * block,
-                                   work.values + from / kPack * width + c,
-                                   block,
-                                   columns / kPack,
-                                   width,
-                                   work.state + (slot + r) * width + c,
-                                   starts ? nullptr : work.rescale + r,
-                                   ends ? factors + r : nullptr,
-                                   output_row(begin + r) + c,
-                                   args.output_stride[2],
-                                   depth - c};
-        with_tile(step, int(smaller((width - c) / kLanes<T>, kTileColumns)), tile);
-        r += step;
-      }
+    ValueTile<Storage> tile = {weights,
+                               work.values + from / kPack * width,
+                               block,
+                               columns / kPack,
+                               width,
+                               work.state + slot * width,
+                               starts ? nullptr : work.rescale,
+                               ends ? factors : nullptr,
+                               output_row(begin),
+                               args.output_stride[2],
+                               depth};
+    for_each_tile(rows, width / kLanes<T>, tile);
   }
 
   // Log-sum-exp of the rows, and what their weighted sums are multiplied by.
   void finish_rows(int64_t begin, int64_t rows, const T* maximum, const T* sum, T* factors) const {
-    const T kept = common.dropout_threshold == 0
-                       ? T(1)
-                       : common.dropout_threshold >= 65536
-                             ? T(0)
-                             : T(65536) / T(65536 - common.dropout_threshold);
+    const T kept = kept_factor<T>(common.dropout_threshold);
     for (int64_t r = 0; r < rows; r += kLanes<T>) {
       const Vec<T> total = load_n(sum + r, rows - r);
       store_n(factors + r, total == T(0) ? Vec<T>{} : splat<T>(kept) / total, rows - r);
@@ -242,8 +147,8 @@ struct Attend {
   void run(int64_t begin, int64_t end) const {
     const int64_t low = key_range(common, sequence, begin).begin;
     const int64_t high = key_range(common, sequence, end - 1).end;
-    for (int64_t row = begin; row < end; row += kRowStep) {
-      const int64_t stop = smaller(row + kRowStep, end);
+    for (int64_t row = begin; row < end; row += kForwardStep) {
+      const int64_t stop = smaller(row + kForwardStep, end);
       if (key_range(common, sequence, row).begin >= key_range(common, sequence, stop - 1).end)
         clear_rows(row, stop);
     }
@@ -257,11 +162,9 @@ struct Attend {
                                count, depth, filter, work.keys);
       pack_columns<Storage>(rows_of(common.value, common.value_stride, row), common.value_stride[2],
                             count, depth, width, filter, work.values);
-      // The weights of the vector's lanes beyond the last key are 0, but 0 times an old NaN would be seen.
-      const int64_t last = words_of<Storage>(count), full = round_up(count, kLanes<T>) / kPack;
-      __builtin_memset(work.values + last * width, 0, (full - last) * width * sizeof(Word));
-      for (int64_t i = begin; i < end; i += kRowStep)
-        attend_rows(begin, i, smaller(i + kRowStep, end), packed, packed_end);
+      clear_tail<Storage>(work.values, count, width);
+      for (int64_t i = begin; i < end; i += kForwardStep)
+        attend_rows(begin, i, smaller(i + kForwardStep, end), packed, packed_end);
     }
   }
 };
@@ -270,35 +173,33 @@ template <typename Storage>
 Status run(const AttentionForwardArgs& args) {
   using T = Compute<Storage>;
   const AttentionArgs& common = args.common;
-  const int64_t block = keys_per_block(common.head_dim);
-  const int64_t words = words_of<Storage>(common.head_dim);
-  const int64_t width = round_up(common.head_dim, kLanes<T>);
+  const AttentionSizes sizes = {keys_per_block(common.head_dim), words_of<Storage>(common.head_dim),
+                                round_up(common.head_dim, kLanes<T>), 0, 0};
   AttentionPlan plan;
-  Status status = plan_attention(common, block, kRowLimit, kRowStep, &plan);
+  Status status = plan.read(common);
   if (status.code != kOk) return status;
+  const AttentionPieces pieces =
+      plan.split(common, {false, kForwardStep, kForwardRowLimit, sizes.block});
 
   int32_t failed = 0;
-  parallel_for(common.threads, plan.piece_count * common.heads, 1, [&](int64_t item, int64_t) {
-    void* memory = thread_scratch(Workspace<Storage>::bytes(block, words, width));
+  parallel_for(common.threads, pieces.count * common.heads, 1, [&](int64_t item, int64_t) {
+    void* memory = thread_scratch(ForwardWorkspace<Storage>(nullptr, sizes).bytes);
     if (memory == nullptr) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
     }
-    const Workspace<Storage> work(memory, block, words, width);
-    const AttentionPiece& piece = plan.pieces[item / common.heads];
-    const Attend<Storage> attend(args, plan.sequences[piece.sequence], piece.sequence,
+    const ForwardWorkspace<Storage> work(memory, sizes);
+    const AttentionPiece& piece = pieces.items[item / common.heads];
+    const Attend<Storage> attend(args, plan.sequence(piece.sequence), piece.sequence,
                                  item % common.heads, work);
     attend.run(piece.begin, piece.end);
   });
   if (common.cu_seqlens_q != nullptr) {
-    const int64_t used = common.cu_seqlens_q[common.batch], rows = common.seqlen_q;
+    const int64_t used = common.cu_seqlens_q[common.batch];
+    clear_packed_rows<Storage>(common, args.output, args.output_stride, used, common.seqlen_q);
     for (int64_t head = 0; head < common.heads; ++head)
-      for (int64_t row = used; row < rows; ++row) {
+      for (int64_t row = used; row < common.seqlen_q; ++row)
         static_cast<T*>(args.lse)[head * args.lse_stride[1] + row] = -T(__builtin_huge_val());
-        __builtin_memset(static_cast<Storage*>(args.output) + head * args.output_stride[1] +
-                             row * args.output_stride[2],
-                         0, common.head_dim * sizeof(Storage));
-      }
   }
   if (failed) status.code = kOutOfMemory;
   return status;

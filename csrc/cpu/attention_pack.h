@@ -1,5 +1,5 @@
-// Copies of queries, keys and values in the layouts that multiply_tile reads. Rows that must not be seen, and tails, are
-// zero: whatever lies there, NaN included, has no influence.
+// Copies of queries, keys and values in the layouts that multiply_tile reads. Rows that must not be
+// seen, and tails, are zero: whatever lies there, NaN included, has no influence.
 #pragma once
 
 #include "cpu/matrix_tile.h"
@@ -9,7 +9,8 @@ CTXFAST_NAMESPACE_BEGIN
 template <typename Storage>
 using WordOf = typename Arithmetic<Storage>::Word;
 
-// Which rows of a block are visible: those from `first` on, and, unless it is nullptr, where `keep` is not 0.
+// Which rows of a block are visible: those from `first` on, and, unless it is nullptr, where `keep`
+// is not 0.
 struct RowFilter {
   int64_t first;
   const uint8_t* keep;
@@ -34,8 +35,9 @@ CTXFAST_INLINE Vec<Compute<Storage>> load_row(const Storage* row, int64_t first,
   } else {
 #if defined(CTXFAST_AVX512)
     const int64_t left = n - 2 * first;
-    const __mmask32 bits =
-        left >= 32 ? ~__mmask32(0) : left <= 0 ? __mmask32(0) : __mmask32((1u << left) - 1u);
+    const __mmask32 bits = left >= 32  ? ~__mmask32(0)
+                           : left <= 0 ? __mmask32(0)
+                                       : __mmask32((1u << left) - 1u);
     return (Vec<float>)_mm512_maskz_loadu_epi16(bits, row + 2 * first);
 #endif
   }
@@ -73,10 +75,11 @@ CTXFAST_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   }
 }
 
-// rows [count, depth] -> blocks of kLanes rows, each [words_of(depth), kLanes]: B of a product with the rows transposed.
+// rows [count, depth] -> blocks of kLanes rows, each [words_of(depth), kLanes]: B of a product with
+// the rows transposed.
 template <typename Storage>
-CTXFAST_NOINLINE void pack_transposed(const Storage* rows, int64_t stride, int64_t count, int64_t depth,
-                                      RowFilter filter, WordOf<Storage>* out) {
+CTXFAST_NOINLINE void pack_transposed(const Storage* rows, int64_t stride, int64_t count,
+                                      int64_t depth, RowFilter filter, WordOf<Storage>* out) {
   using T = Compute<Storage>;
   constexpr int kCount = kLanes<T>;
   const int64_t words = words_of<Storage>(depth);
@@ -86,7 +89,8 @@ CTXFAST_NOINLINE void pack_transposed(const Storage* rows, int64_t stride, int64
 #pragma GCC unroll 16
       for (int i = 0; i < kCount; ++i) {
         const int64_t row = block + i;
-        tile[i] = row < count && filter(row) ? load_row(rows + row * stride, first, depth) : Vec<T>{};
+        tile[i] =
+            row < count && filter(row) ? load_row(rows + row * stride, first, depth) : Vec<T>{};
       }
       transpose<T>(tile);
       T* to = reinterpret_cast<T*>(out) + first * kCount;
@@ -115,11 +119,13 @@ CTXFAST_NOINLINE void pack_rows(const Storage* rows, int64_t stride, int64_t cou
   }
 }
 
-// rows [count, width] -> [words_of(count), padded width]: B of a product over the rows. Where a word is a pair, it holds the
-// same column of two neighbouring rows. `width_lanes` is the width rounded up to whole vectors.
+// rows [count, width] -> [words_of(count), padded width]: B of a product over the rows. Where a
+// word is a pair, it holds the same column of two neighbouring rows. `width_lanes` is the width
+// rounded up to whole vectors.
 template <typename Storage>
-CTXFAST_NOINLINE void pack_columns(const Storage* rows, int64_t stride, int64_t count, int64_t width,
-                                   int64_t width_lanes, RowFilter filter, WordOf<Storage>* out) {
+CTXFAST_NOINLINE void pack_columns(const Storage* rows, int64_t stride, int64_t count,
+                                   int64_t width, int64_t width_lanes, RowFilter filter,
+                                   WordOf<Storage>* out) {
   using T = Compute<Storage>;
   const auto visible = [&](int64_t row) { return row < count && filter(row); };
   if constexpr (Arithmetic<Storage>::kPack == 1) {
@@ -137,7 +143,8 @@ CTXFAST_NOINLINE void pack_columns(const Storage* rows, int64_t stride, int64_t 
       const bool seen0 = visible(row), seen1 = visible(row + 1);
       for (int64_t first = 0; first < width_lanes; first += kLanes<T>) {
         const int64_t left = width - first;
-        // A widened bfloat16 has its bits in the upper half: the first row's move down, the second's stay.
+        // A widened bfloat16 has its bits in the upper half: the first row's move down, the
+        // second's stay.
         const Vec<float> low = seen0 ? load_n(from + first, left) : Vec<float>{};
         const Vec<float> high = seen1 ? load_n(from + stride + first, left) : Vec<float>{};
         using Bits = VecOf<float>::bits;
@@ -145,6 +152,16 @@ CTXFAST_NOINLINE void pack_columns(const Storage* rows, int64_t stride, int64_t 
       }
     }
   }
+}
+
+// Zeroes what pack_columns leaves of the last whole vector of rows: their weights are 0, but 0
+// times an old NaN is NaN.
+template <typename Storage>
+CTXFAST_INLINE void clear_tail(WordOf<Storage>* packed, int64_t count, int64_t width_lanes) {
+  constexpr int kRows = kLanes<Compute<Storage>>;
+  const int64_t last = words_of<Storage>(count);
+  const int64_t full = words_of<Storage>((count + kRows - 1) / kRows * kRows);
+  __builtin_memset(packed + last * width_lanes, 0, (full - last) * width_lanes * sizeof(*packed));
 }
 
 CTXFAST_NAMESPACE_END

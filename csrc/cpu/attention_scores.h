@@ -1,12 +1,13 @@
-// What happens to a row of scores between the two products: bias, masks, window, softmax weights, dropout.
+// What happens to a row of scores between the two products: bias, masks, window, softmax weights,
+// dropout.
 //
-// Scores are kept in base 2: with f = scale * log2(e), the weight of key j is 2^(f s_j - max), so that the factor joins the
-// exponent's subtraction in one fused multiply-add (Dao et al. 2022, with the online softmax of Milakov and
-// Gimelshein 2018 across blocks of keys).
+// Scores are kept in base 2: with f = scale * log2(e), the weight of key j is 2^(f s_j - max), so
+// that the factor joins the exponent's subtraction in one fused multiply-add (Dao et al. 2022, with
+// the online softmax of Milakov and Gimelshein 2018 across blocks of keys).
 #pragma once
 
 #include "attention_plan.h"
-#include "cpu/attention_pack.h"
+#include "cpu/attention_tiles.h"
 #include "cpu/philox.h"
 #include "cpu/simd_math.h"
 
@@ -15,16 +16,14 @@ CTXFAST_NAMESPACE_BEGIN
 constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kLn2 = 0.69314718055994530942;
 
-// Keys per block: packed keys and values of a block, 256 KiB in float, stay in the second cache level.
-CTXFAST_INLINE int64_t keys_per_block(int64_t head_dim) {
-  return head_dim <= 64 ? 512 : head_dim <= 128 ? 256 : 128;
+// What weights that dropout keeps are multiplied with.
+template <typename T>
+CTXFAST_INLINE T kept_factor(uint32_t threshold) {
+  return threshold >= 65536 ? T(0) : T(65536) / T(65536 - threshold);
 }
 
-CTXFAST_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-CTXFAST_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Keys [begin, end) that row i may attend, but for holes of masks. Neither bound falls from row to row.
+// Keys [begin, end) that row i may attend, but for holes of masks. Neither bound falls from row to
+// row.
 struct KeyRange {
   int64_t begin, end;
 };
@@ -53,7 +52,8 @@ struct ScoreTerms {
     bias_row = args.bias_stride[2], bias_key = args.bias_stride[3];
     bias_dtype = args.bias_dtype;
     if (args.attn_mask != nullptr)
-      attn_mask = args.attn_mask + sequence * args.attn_mask_stride[0] + head * args.attn_mask_stride[1];
+      attn_mask =
+          args.attn_mask + sequence * args.attn_mask_stride[0] + head * args.attn_mask_stride[1];
     if (holes) key_mask = args.key_padding_mask + sequence * args.key_padding_mask_stride[0];
     const int64_t size = bias_dtype == kFloat64 ? 8 : bias_dtype == kFloat32 ? 4 : 2;
     if (args.bias != nullptr)
@@ -107,16 +107,25 @@ CTXFAST_INLINE Vec<T> load_bias(const ScoreTerms& terms, int64_t i, int64_t j, i
   }
 }
 
-// scores[j - origin] for j in [begin, end): times factor, plus bias in base 2, -inf where masked. `begin` and `end` are
-// whole vectors from the origin; keys from `limit` on do not exist.
+// A bias near the lowest finite number, with which masks are often written, must stay finite: a row
+// of nothing else attends every key alike, as it does in natural units; only -inf shuts a key out.
 template <typename T>
-CTXFAST_NOINLINE void apply_terms(const ScoreTerms& terms, int64_t i, T factor, int64_t origin, int64_t begin,
-                                  int64_t end, int64_t limit, T* scores) {
+CTXFAST_INLINE Vec<T> in_base_2(Vec<T> bias) {
+  const Vec<T> floor = splat<T>(sizeof(T) == 8 ? T(-__DBL_MAX__ / 2) : T(-__FLT_MAX__ / 2));
+  const Vec<T> minus_infinity = splat<T>(-T(__builtin_huge_val()));
+  return ((bias < floor) & (bias > minus_infinity) ? floor : bias) * T(kLog2E);
+}
+
+// scores[j - origin] for j in [begin, end): times factor, plus bias in base 2, -inf where masked.
+// `begin` and `end` are whole vectors from the origin; keys from `limit` on do not exist.
+template <typename T>
+CTXFAST_NOINLINE void apply_terms(const ScoreTerms& terms, int64_t i, T factor, int64_t origin,
+                                  int64_t begin, int64_t end, int64_t limit, T* scores) {
   const Vec<T> minus_infinity = splat<T>(-T(__builtin_huge_val()));
   for (int64_t j = begin; j < end; j += kLanes<T>) {
     const int64_t n = limit - j;
     Vec<T> s = load(scores + (j - origin)) * factor;
-    if (terms.bias != nullptr) s = s + load_bias<T>(terms, i, j, n) * T(kLog2E);
+    if (terms.bias != nullptr) s = s + in_base_2<T>(load_bias<T>(terms, i, j, n));
     if (terms.attn_mask != nullptr) {
       const uint8_t* row = terms.attn_mask + i * terms.attn_mask_row;
       s = load_flags<T>(row + j * terms.attn_mask_key, terms.attn_mask_key, n) ? s : minus_infinity;
@@ -129,13 +138,15 @@ CTXFAST_NOINLINE void apply_terms(const ScoreTerms& terms, int64_t i, T factor, 
   }
 }
 
-// Writes `value` into scores[0, columns) outside [first, last); whole vectors, columns is a multiple of kLanes.
+// Writes `value` into scores[0, columns) outside [first, last); whole vectors, columns is a
+// multiple of kLanes.
 template <typename T>
 CTXFAST_INLINE void fill_outside(T* scores, int64_t first, int64_t last, int64_t columns, T value) {
   const Vec<T> fill = splat<T>(value);
   if (first > columns) first = columns;
   for (int64_t j = 0; j < first; j += kLanes<T>) store_n(scores + j, fill, first - j);
   if (last < first) last = first;
+  if (last < 0) last = 0;
   if (last >= columns) return;
   const int64_t whole = last / kLanes<T> * kLanes<T>;
   const Vec<T> edge = first_lanes<T>(last - whole) ? load(scores + whole) : fill;
@@ -143,7 +154,8 @@ CTXFAST_INLINE void fill_outside(T* scores, int64_t first, int64_t last, int64_t
   for (int64_t j = whole + kLanes<T>; j < columns; j += kLanes<T>) store(scores + j, fill);
 }
 
-// A row of weights, in the words that multiply_tile broadcasts, written over the scores it comes from.
+// A row of weights, in the words that multiply_tile broadcasts, written over the scores it comes
+// from.
 template <typename Storage>
 CTXFAST_INLINE void store_weights(Compute<Storage>* row, int64_t j, Vec<Compute<Storage>> weights) {
   if constexpr (Arithmetic<Storage>::kPack == 1) {
@@ -176,8 +188,8 @@ struct DropoutRow {
   int64_t head, sequence;
 };
 
-// Turns scores[0, columns) of row i, keys from `origin` on, into weights 2^(factor s - maximum) and returns their sum;
-// dropped weights are 0 but count in the sum.
+// Turns scores[0, columns) of row i, keys from `origin` on, into weights 2^(factor s - maximum) and
+// returns their sum; dropped weights are 0 but count in the sum.
 template <typename Storage, typename T = Compute<Storage>>
 CTXFAST_INLINE T weigh(T* scores, int64_t columns, T factor, T maximum, const DropoutRow& dropout,
                        int64_t i, int64_t origin) {
@@ -199,7 +211,8 @@ CTXFAST_INLINE T weigh(T* scores, int64_t columns, T factor, T maximum, const Dr
     const int64_t key = origin + j;
     if (key / 64 != block) {
       block = key / 64;
-      kept = kept_columns(dropout.seed, dropout.threshold, block, i, dropout.head, dropout.sequence);
+      kept =
+          kept_columns(dropout.seed, dropout.threshold, block, i, dropout.head, dropout.sequence);
     }
     store_weights<Storage>(scores, j, keep_lanes(weight, kept >> (key % 64)));
   }

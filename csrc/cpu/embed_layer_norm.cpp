@@ -1,4 +1,5 @@
-// BERT's embedding layer in one pass: three table rows are added and normalised, threads over tokens.
+// BERT's embedding layer in one pass: three table rows are added and normalised, threads over
+// tokens.
 #include "cpu/kernel_table.h"
 #include "cpu/layer_norm.h"
 #include "cpu/layer_norm_row.h"
@@ -82,7 +83,8 @@ Status embed_layer_norm(const EmbedLayerNormArgs& args) {
   if (args.dtype == kFloat64 && args.parameter_dtype == kFloat64) return run<double, double>(args);
   if (args.dtype == kBfloat16 && args.parameter_dtype == kBfloat16)
     return run<bfloat16, bfloat16>(args);
-  if (args.dtype == kBfloat16 && args.parameter_dtype == kFloat32) return run<bfloat16, float>(args);
+  if (args.dtype == kBfloat16 && args.parameter_dtype == kFloat32)
+    return run<bfloat16, float>(args);
   Status unsupported;
   unsupported.code = kUnsupportedDtype;
   return unsupported;

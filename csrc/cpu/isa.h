@@ -1,9 +1,10 @@
 // The instruction set that a kernel source is compiled for.
 //
-// setup.py compiles every source of this directory several times, with -DCTXFAST_ISA=<name> and the matching
-// -march. Everything in these sources lives in namespace ctxfast::<name>, so the copies do not collide. A symbol
-// shared between the copies would be kept once by the linker, in any one of them, perhaps in one that the CPU cannot
-// run; therefore kernel sources use no templates or inline functions of the standard library.
+// setup.py compiles every source of this directory several times, with -DCTXFAST_ISA=<name> and the
+// matching -march. Everything in these sources lives in namespace ctxfast::<name>, so the copies do
+// not collide. A symbol shared between the copies would be kept once by the linker, in any one of
+// them, perhaps in one that the CPU cannot run; therefore kernel sources use no templates or inline
+// functions of the standard library.
 #pragma once
 
 #include <stddef.h>

@@ -1,14 +1,13 @@
-// The operators that every instruction set provides. To add one: a line in CTXFAST_CPU_OPERATORS, its argument struct in a
-// header of its own, its definition in a source of this directory.
+// The operators that every instruction set provides. To add one: a line in CTXFAST_CPU_OPERATORS,
+// its argument struct in a header of its own, its definition in a source of this directory.
 #pragma once
 
 #include "cpu/attention.h"
 #include "cpu/layer_norm.h"
 
-#define CTXFAST_CPU_OPERATORS(apply)          \
-  apply(add_layer_norm, AddLayerNormArgs)     \
-  apply(embed_layer_norm, EmbedLayerNormArgs) \
-  apply(attention_forward, AttentionForwardArgs)
+#define CTXFAST_CPU_OPERATORS(apply)                                                         \
+  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs) apply( \
+      attention_forward, AttentionForwardArgs) apply(attention_backward, AttentionBackwardArgs)
 
 namespace ctxfast {
 

@@ -9,7 +9,8 @@ CTXFAST_NAMESPACE_BEGIN
 
 namespace {
 
-constexpr int64_t kElementsPerPiece = 16384;  // below this, waking another thread costs more than it brings
+constexpr int64_t kElementsPerPiece =
+    16384;  // below this, waking another thread costs more than it brings
 
 template <typename Storage>
 CTXFAST_INLINE void add_rows(const Storage* input, const Storage* residual, Compute<Storage>* sum,
@@ -61,7 +62,8 @@ Status add_layer_norm(const AddLayerNormArgs& args) {
   if (args.dtype == kFloat64 && args.parameter_dtype == kFloat64) return run<double, double>(args);
   if (args.dtype == kBfloat16 && args.parameter_dtype == kBfloat16)
     return run<bfloat16, bfloat16>(args);
-  if (args.dtype == kBfloat16 && args.parameter_dtype == kFloat32) return run<bfloat16, float>(args);
+  if (args.dtype == kBfloat16 && args.parameter_dtype == kFloat32)
+    return run<bfloat16, float>(args);
   Status status;
   status.code = kUnsupportedDtype;
   return status;

@@ -22,12 +22,13 @@ struct AddLayerNormArgs {
   int threads;
 };
 
-// output = LayerNorm(word[input_ids] + token_type[token_type_ids] + position[position_ids]) * weight + bias.
+// output = LayerNorm(word[input_ids] + token_type[token_type_ids] + position[position_ids]) *
+// weight + bias.
 struct EmbedLayerNormArgs {
   Dtype dtype;            // of the tables and the output
   Dtype parameter_dtype;  // of weight and bias
   bool wide_ids[3];       // int64 instead of int32
-  const void* ids[3];     // [rows] each, contiguous; nullptr: all 0, or for positions the row number
+  const void* ids[3];  // [rows] each, contiguous; nullptr: all 0, or for positions the row number
   const void* tables[3];  // [table_rows[k], columns], contiguous; nullptr: not added
   int64_t table_rows[3];
   const void* weight;  // or nullptr: ones

@@ -1,7 +1,9 @@
-// Normalisation of one row (Ba, Kiros, Hinton 2016): y = (x - mean) / sqrt(variance + eps) * weight + bias.
+// Normalisation of one row (Ba, Kiros, Hinton 2016): y = (x - mean) / sqrt(variance + eps) * weight
+// + bias.
 //
-// The row is summed up once into a working copy; mean and variance are two passes over that copy, which is in the first
-// cache level, so that the variance does not cancel. Statistics are float, or double for double.
+// The row is summed up once into a working copy; mean and variance are two passes over that copy,
+// which is in the first cache level, so that the variance does not cancel. Statistics are float, or
+// double for double.
 #pragma once
 
 #include "cpu/simd.h"
@@ -40,11 +42,12 @@ CTXFAST_INLINE T sum_of_squared_distances(const T* values, T mean, int64_t n) {
 
 // values: the summed row, n elements; output: the stored row.
 template <typename Storage, typename Parameter>
-CTXFAST_INLINE void normalize_row(const Compute<Storage>* values, const Parameter* weight, const Parameter* bias,
-                                  double eps, Storage* output, int64_t n) {
+CTXFAST_INLINE void normalize_row(const Compute<Storage>* values, const Parameter* weight,
+                                  const Parameter* bias, double eps, Storage* output, int64_t n) {
   using T = Compute<Storage>;
   const T mean = sum_of(values, n) / T(n);
-  // eps joins in double: 1e-12 is far below the resolution of a float variance, but not of one that is 0.
+  // eps joins in double: 1e-12 is far below the resolution of a float variance, but not of one that
+  // is 0.
   const double variance = double(sum_of_squared_distances(values, mean, n)) / double(n);
   const Vec<T> scale = splat<T>(T(1.0 / __builtin_sqrt(variance + eps)));
   const Vec<T> center = splat<T>(mean);

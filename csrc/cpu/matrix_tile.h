@@ -1,8 +1,10 @@
-// The register-blocked product that attention is made of: C[r, c] += sum_k A[r, k] B[k, c] on a tile of kRows rows by
-// kColumns vectors. Each step broadcasts one element of A per row and loads kColumns vectors of B.
+// The register-blocked product that attention is made of: C[r, c] += sum_k A[r, k] B[k, c] on a
+// tile of kRows rows by kColumns vectors. Each step broadcasts one element of A per row and loads
+// kColumns vectors of B.
 //
-// Arithmetic<Storage> says how a storage type is multiplied. Its Word is what one broadcast or one vector lane holds:
-// a float, a double, or, where the CPU multiplies bfloat16 itself, a pair of bfloat16 that are neighbours along k.
+// Arithmetic<Storage> says how a storage type is multiplied. Its Word is what one broadcast or one
+// vector lane holds: a float, a double, or, where the CPU multiplies bfloat16 itself, a pair of
+// bfloat16 that are neighbours along k.
 #pragma once
 
 #include "cpu/simd.h"
@@ -43,8 +45,8 @@ constexpr int kTileRows = 6, kTileColumns = 4;
 constexpr int kTileRows = 6, kTileColumns = 2;
 #endif
 
-// A is [rows, depth] with row stride lda (kTransposed: [depth, rows] with row stride lda). Step k reads vector c of B at
-// b + k * ldb + c * next_column. All in words.
+// A is [rows, depth] with row stride lda (kTransposed: [depth, rows] with row stride lda). Step k
+// reads vector c of B at b + k * ldb + c * next_column. All in words.
 template <typename Math, int kRows, int kColumns, bool kTransposed = false>
 CTXFAST_INLINE void multiply_tile(const typename Math::Word* a, int64_t lda,
                                   const typename Math::Word* b, int64_t ldb, int64_t next_column,
@@ -59,24 +61,30 @@ CTXFAST_INLINE void multiply_tile(const typename Math::Word* a, int64_t lda,
     for (int r = 0; r < kRows; ++r) {
       const typename Math::Word left = kTransposed ? a[r] : a[r * lda];
 #pragma GCC unroll 8
-      for (int c = 0; c < kColumns; ++c)
-        sum[r][c] = Math::multiply_add(left, right[c], sum[r][c]);
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = Math::multiply_add(left, right[c], sum[r][c]);
     }
     a += kTransposed ? lda : 1;
     b += ldb;
   }
 }
 
-// Calls body.template run<rows, columns>() with the two counts as constants, 1 .. kTileRows and 1 .. kTileColumns.
+// Calls body.template run<rows, columns>() with the two counts as constants, 1 .. kTileRows and 1
+// .. kTileColumns.
 template <int kColumns, typename Body>
 CTXFAST_INLINE void with_rows(int rows, Body& body) {
   switch (rows) {
-    case 1: return body.template run<1, kColumns>();
-    case 2: return body.template run<2, kColumns>();
-    case 3: return body.template run<3, kColumns>();
-    case 4: return body.template run<4, kColumns>();
-    case 5: return body.template run<5, kColumns>();
-    default: return body.template run<6, kColumns>();
+    case 1:
+      return body.template run<1, kColumns>();
+    case 2:
+      return body.template run<2, kColumns>();
+    case 3:
+      return body.template run<3, kColumns>();
+    case 4:
+      return body.template run<4, kColumns>();
+    case 5:
+      return body.template run<5, kColumns>();
+    default:
+      return body.template run<6, kColumns>();
   }
 }
 
@@ -94,6 +102,21 @@ CTXFAST_INLINE void with_tile(int rows, int columns, Body& body) {
 CTXFAST_INLINE int next_rows(int64_t left) {
   const int64_t tiles = (left + kTileRows - 1) / kTileRows;
   return int((left + tiles - 1) / tiles);
+}
+
+// Runs body.at(row, vector) on tiles that cover `rows` rows and `vectors` vectors, the rows of a
+// few columns first.
+template <typename Body>
+CTXFAST_INLINE void for_each_tile(int64_t rows, int64_t vectors, const Body& body) {
+  for (int64_t c = 0; c < vectors; c += kTileColumns) {
+    const int columns = vectors - c < kTileColumns ? int(vectors - c) : kTileColumns;
+    for (int64_t r = 0; r < rows;) {
+      const int step = next_rows(rows - r);
+      Body tile = body.at(r, c);
+      with_tile(step, columns, tile);
+      r += step;
+    }
+  }
 }
 
 CTXFAST_NAMESPACE_END

@@ -6,9 +6,9 @@
 
 CTXFAST_NAMESPACE_BEGIN
 
-// Calls body(first, last) for consecutive pieces of at most `grain` of the items [0, items), each exactly once, from
-// at most `threads` threads and with as many as the runtime gives. body must not throw. Which thread runs a piece is
-// not determined, so a piece's result must not depend on it.
+// Calls body(first, last) for consecutive pieces of at most `grain` of the items [0, items), each
+// exactly once, from at most `threads` threads and with as many as the runtime gives. body must not
+// throw. Which thread runs a piece is not determined, so a piece's result must not depend on it.
 template <typename Body>
 CTXFAST_INLINE void parallel_for(int threads, int64_t items, int64_t grain, const Body& body) {
   if (grain < 1) grain = 1;

@@ -1,6 +1,7 @@
-// The dropout mask: Philox4x32 with 7 rounds (Salmon, Moraes, Dror, Shaw 2011) at logical coordinates. Column j of row i uses
-// counter ((j / 64) * 8 + j % 8, i, head, sequence) and the 16-bit field (j % 64) / 8 of the result, so eight counters,
-// computed in 64-bit lanes, serve 64 neighbouring columns.
+// The dropout mask: Philox4x32 with 7 rounds (Salmon, Moraes, Dror, Shaw 2011) at logical
+// coordinates. Column j of row i uses counter ((j / 64) * 8 + j % 8, i, head, sequence) and the
+// 16-bit field (j % 64) / 8 of the result, so eight counters, computed in 64-bit lanes, serve 64
+// neighbouring columns.
 #pragma once
 
 #include "cpu/simd.h"

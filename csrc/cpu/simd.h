@@ -1,5 +1,6 @@
-// Vectors of float or double, as wide as the instruction set, on the compiler's vector extensions: one kernel source
-// serves every instruction set. a * b + c on Vec contracts to a fused multiply-add where the CPU has it.
+// Vectors of float or double, as wide as the instruction set, on the compiler's vector extensions:
+// one kernel source serves every instruction set. a * b + c on Vec contracts to a fused
+// multiply-add where the CPU has it.
 //
 //   Vec<T>             CTXFAST_VECTOR_BYTES / sizeof(T) lanes
 //   load, store        any alignment; load_n / store_n touch only the first n elements (rest 0)
@@ -147,7 +148,8 @@ CTXFAST_INLINE void store_one(bfloat16* p, float x) {
                    : uint16_t((bits >> 16) | 0x40u);
 }
 
-// ---- the first n elements (n may exceed the lanes); the other lanes are 0 and their memory is not touched ----
+// ---- the first n elements (n may exceed the lanes); the other lanes are 0 and their memory is not
+// touched ----
 #if defined(CTXFAST_AVX512)
 CTXFAST_INLINE __mmask16 lane_bits16(int64_t n) {
   return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1u);
@@ -172,14 +174,14 @@ CTXFAST_INLINE void store_n(bfloat16* p, Vec<float> v, int64_t n) {
   _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)narrow(v));
 }
 #else
-template <typename P, typename T = Compute<P>>
+template <typename P, typename T = Compute<P> >
 CTXFAST_INLINE Vec<T> load_n(const P* p, int64_t n) {
   if (n >= kLanes<T>) return load(p);
   P lanes[kLanes<T>] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
-template <typename P, typename T = Compute<P>>
+template <typename P, typename T = Compute<P> >
 CTXFAST_INLINE void store_n(P* p, Vec<T> v, int64_t n) {
   if (n >= kLanes<T>) return store(p, v);
   P lanes[kLanes<T>];
@@ -195,7 +197,7 @@ CTXFAST_INLINE float larger(float a, float b) { return a > b ? a : b; }
 CTXFAST_INLINE double larger(double a, double b) { return a > b ? a : b; }
 
 #if defined(CTXFAST_AVX512)
-#define CTXFAST_FOLD(operation, v)                                                                 \
+#define CTXFAST_FOLD(operation, v)                                                                \
   __m256 half = _mm256_##operation##_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); \
   Float4 four = _mm_##operation##_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1))
 #define CTXFAST_FOLD_DOUBLE(operation, v)                                                          \

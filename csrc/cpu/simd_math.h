@@ -1,11 +1,12 @@
 // Exponential and logarithm on vectors.
 //
-//   exp2(x)  at most 2 ulp for results in the normal range; 0 below it, +inf from 128 (1024) on, NaN for NaN
-//   exp2_nonpositive<kFast>(x)  the same for x <= 0; with kFast a float has relative error up to 4e-6
-//   exp(x)   at most 2 ulp, ranges as exp2
-//   log(x)   at most 3 ulp for positive normal x; -inf at 0, +inf at +inf, NaN below 0 and for NaN
+//   exp2(x)  at most 2 ulp for results in the normal range; 0 below it, +inf from 128 (1024) on,
+//   NaN for NaN exp2_nonpositive<kFast>(x)  the same for x <= 0; with kFast a float has relative
+//   error up to 4e-6 exp(x)   at most 2 ulp, ranges as exp2 log(x)   at most 3 ulp for positive
+//   normal x; -inf at 0, +inf at +inf, NaN below 0 and for NaN
 //
-// The polynomials are minimax for the relative error of 2^f on [-1/2, 1/2] with p(0) = 1 (Remez exchange).
+// The polynomials are minimax for the relative error of 2^f on [-1/2, 1/2] with p(0) = 1 (Remez
+// exchange).
 #pragma once
 
 #include "cpu/simd.h"
@@ -26,13 +27,17 @@ struct MathConstants<double> {
   static constexpr int kMantissaBits = 52, kExponentBias = 1023, kLogTerms = 12;
   static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLow = -1022.0, kHigh = 1024.0;
-  static constexpr double kLn2High = 0.693147180369123816490,
-                          kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kLn2High = 0.693147180369123816490, kLn2Low = 1.90821492927058770002e-10;
 };
 
 constexpr float kExp2Fast[] = {1.0f, 0.6931136044f, 0.2402071108f, 0.05597688356f, 0.00978291258f};
-constexpr float kExp2Float[] = {1.0f,           0.693147215f,   0.2402265278f, 0.05550310551f,
-                                0.009617692974f, 0.001340664393f, 0.0001559467802f};
+constexpr float kExp2Float[] = {1.0f,
+                                0.693147215f,
+                                0.2402265278f,
+                                0.05550310551f,
+                                0.009617692974f,
+                                0.001340664393f,
+                                0.0001559467802f};
 constexpr double kExp2Double[] = {1.0,
                                   0.6931471805599456968,
                                   0.2402265069591009801,
@@ -103,7 +108,8 @@ CTXFAST_INLINE Vec<double> exp2(Vec<double> x) { return exp2_by<double>(kExp2Dou
 template <typename T, int kCount>
 CTXFAST_INLINE Vec<T> exp2_nonpositive_by(const T (&coefficients)[kCount], Vec<T> x) {
 #if defined(CTXFAST_AVX512)
-  const Vec<T> bounded = vmax(splat<T>(T(-10000)), x);  // the scaling instruction underflows to 0 by itself
+  const Vec<T> bounded =
+      vmax(splat<T>(T(-10000)), x);  // the scaling instruction underflows to 0 by itself
 #else
   const Vec<T> bounded = vmax(splat<T>(MathConstants<T>::kLow - 1), x);
 #endif
@@ -164,7 +170,9 @@ CTXFAST_INLINE Vec<T> log(Vec<T> x) {
   for (int k = C::kLogTerms - 2; k >= 0; --k) series = series * square + T(1) / T(2 * k + 1);
   const Vec<T> value = e * C::kLn2High + (s * (series + series) + e * C::kLn2Low);
   const T infinity = __builtin_huge_val();
-  const Vec<T> limits = x == T(0) ? splat<T>(-infinity) : x == infinity ? x : splat<T>(__builtin_nan(""));
+  const Vec<T> limits = x == T(0)       ? splat<T>(-infinity)
+                        : x == infinity ? x
+                                        : splat<T>(__builtin_nan(""));
   return x > T(0) && x < infinity ? value : limits;
 }
 

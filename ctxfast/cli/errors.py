@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -9,7 +10,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -37,13 +39,10 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run `app` and return the exit status; what went wrong is said in one sentence on stderr."""
     global _debug
     _debug = False
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     command = typer.main.get_command(app)
     name = next((f"ctxfast {word}" for word in arguments if not word.startswith("-")), "ctxfast")
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        with _warnings_on_one_line(), _unwinding_on_sigterm():
             status = command.main(list(arguments), prog_name="ctxfast", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
@@ -60,12 +59,44 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)  # unwinds, so that partial files are removed
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Makes SIGTERM an exception, so that partial files are removed."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
-    print(f"ctxfast: warning: {' '.join(str(message).split())}", file=sys.stderr)
+@contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Python's warnings and ctxfast's log messages as sentences on stderr."""
+    logger = logging.getLogger("ctxfast")
+    handler = _OneLine(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where, **more: _warn(str(message))
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _warn(record.getMessage())
+
+
+def _warn(message: str) -> None:
+    print(f"ctxfast: warning: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _report(name: str, error: Exception) -> int:

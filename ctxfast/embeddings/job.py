@@ -81,9 +81,8 @@ def embed_file(
     with replacing(output, overwrite=overwrite) as partial, TextLines(input) as text:
         encoder = BertEncoder(model, options)
         text.check()
-        width = encoder.tokenizer.spellings.dtype.itemsize
-        token_width = width if options.pooling == "tokens" else None
-        writer = WRITERS[kind](partial, encoder.row_shape, options.dtype, token_width)
+        spellings = encoder.tokenizer.spellings if options.pooling == "tokens" else None
+        writer = WRITERS[kind](partial, encoder.row_shape, options.dtype, spellings)
         with closing(writer):
             job = _Job(encoder, writer, text.count, progress)
             for lines in text.chunks(_CHUNK_LINES, _CHUNK_CHARACTERS):
@@ -153,7 +152,6 @@ class _Job:
         self.writer.append_rows(self._stored(pool.result(self.options.normalize)))
 
     def _write_tokens(self, pieces: Sequence[Piece], lines: int) -> None:
-        spellings = self.encoder.tokenizer.spellings
         row_bytes = 4 * int(np.prod(self.encoder.row_shape))
         done = 0
         for window in windows(pieces, max(1, _WINDOW_BYTES // row_bytes)):
@@ -167,7 +165,7 @@ class _Job:
                 done += len(batch)
                 self._report(done * lines // len(pieces))
             ids = [token for piece in window for token in piece.ids[piece.first : piece.last]]
-            self.writer.append_rows(self._stored(rows), spellings[ids])
+            self.writer.append_rows(self._stored(rows), ids)
 
     def _stored(self, rows: Tensor) -> np.ndarray:
         converted = rows.to(getattr(torch, self.options.dtype))

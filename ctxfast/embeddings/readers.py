@@ -54,9 +54,9 @@ class Embeddings:
     """
 
     def __init__(self, arrays: dict[str, Any], metadata: dict[str, Any], file: Any = None) -> None:
-        self.embeddings = arrays.get("embeddings")
-        self.vectors = arrays.get("vectors")
-        self.tokens = arrays.get("tokens")
+        self.embeddings: Any = arrays.get("embeddings")
+        self.vectors: Any = arrays.get("vectors")
+        self.tokens: Any = arrays.get("tokens")
         offsets = arrays.get("offsets")
         self.offsets = None if offsets is None else np.asarray(offsets[:])
         self.metadata = metadata
@@ -74,7 +74,6 @@ class Embeddings:
         index %= count
         if self.offsets is None:
             return np.asarray(self.embeddings[index])
-        assert self.vectors is not None
         return np.asarray(self.vectors[int(self.offsets[index]) : int(self.offsets[index + 1])])
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -200,4 +199,4 @@ def _from_bfloat16(raw: np.ndarray) -> np.ndarray:
 def _decode(raw: Any) -> Any:
     if isinstance(raw, bytes):
         return raw.decode("utf-8")
-    return np.char.decode(np.asarray(raw, dtype="S"), "utf-8")
+    return np.array([token.decode("utf-8") for token in np.asarray(raw, "S").tolist()], dtype=str)

@@ -1,4 +1,4 @@
-"""Vectors to HDF5, NPZ and safetensors files, piece by piece: no file is ever held in memory.
+"""Vectors to HDF5, NPZ and safetensors files, piece by piece: no array is ever held in memory.
 
 Every file has the same arrays. Pooled: `embeddings` [N, D] or [N, L, D]. Per token: `vectors`
 [T, D] or [T, L, D], `offsets` int64 [N + 1] (line i owns rows offsets[i] to offsets[i + 1]) and
@@ -15,6 +15,7 @@ import struct
 import tempfile
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,7 +24,6 @@ import numpy as np
 from ctxfast.embeddings.options import OptionError
 
 FORMATS = {".h5": "hdf5", ".hdf5": "hdf5", ".npz": "npz", ".safetensors": "safetensors"}
-_CHUNK_BYTES = 1 << 18
 _SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -36,33 +36,42 @@ def file_format(path: str | os.PathLike[str]) -> str:
 
 
 class Writer(ABC):
-    """Takes rows in order; `finish` completes the file.
+    """Takes rows in order, each array in an unnamed temporary file, since shapes stand before data.
+
+    `finish` puts the arrays together; what is too large for the disk fails in plain file writes.
 
     Args:
         path: an existing empty file, which is overwritten.
         row_shape: shape of one vector, (D,) or (L, D).
         dtype: "float32", "float16" or "bfloat16" (as uint16 rows).
-        token_width: bytes of the longest token, or None for pooled vectors.
+        spellings: the tokens by id as UTF-8 strings of numpy's type S, None for pooled vectors.
     """
 
     def __init__(
-        self, path: Path, row_shape: tuple[int, ...], dtype: str, token_width: int | None
+        self, path: Path, row_shape: tuple[int, ...], dtype: str, spellings: np.ndarray | None
     ) -> None:
         self.row_shape = row_shape
         self.dtype_name = dtype
         self.numpy_dtype = np.dtype("uint16" if dtype == "bfloat16" else dtype)
-        self.token_width = token_width
-        self.rows_name = "embeddings" if token_width is None else "vectors"
+        self.rows_name = "embeddings" if spellings is None else "vectors"
+        self.spellings = None if spellings is None else self._encode(spellings)
+        self._path = path
         self._end = 0
-        self._open(path)
-        if token_width is not None:
+        # Widest element first, so that every array starts at a multiple of its element size.
+        order = [self.rows_name] if spellings is None else ["offsets", self.rows_name, "tokens"]
+        self._lengths = dict.fromkeys(order, 0)
+        self._spools: dict[str, IO[bytes]] = {}
+        for name in order:
+            spool = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
+            self._spools[name] = cast(IO[bytes], spool)
+        if spellings is not None:
             self._append("offsets", np.zeros(1, np.int64))
 
-    def append_rows(self, rows: np.ndarray, tokens: np.ndarray | None = None) -> None:
-        """rows [n, *row_shape]; tokens [n], UTF-8 strings of numpy's type S, when per token."""
+    def append_rows(self, rows: np.ndarray, ids: Sequence[int] = ()) -> None:
+        """rows [n, *row_shape], and the ids of their tokens [n] when there is one row a token."""
         self._append(self.rows_name, np.ascontiguousarray(rows, self.numpy_dtype))
-        if tokens is not None:
-            self._append("tokens", self._encode_tokens(tokens))
+        if self.spellings is not None:
+            self._append("tokens", self.spellings[np.asarray(ids, np.int64)])
 
     def append_counts(self, counts: np.ndarray) -> None:
         """Numbers of tokens of the next lines, int64 [n]."""
@@ -71,105 +80,91 @@ class Writer(ABC):
             self._end = int(offsets[-1])
             self._append("offsets", offsets)
 
+    def close(self) -> None:
+        """Release the temporary space, after `finish` or in place of it."""
+        for spool in self._spools.values():
+            spool.close()
+
     @abstractmethod
     def finish(self, metadata: dict[str, Any]) -> None:
-        """Write what is outstanding, and `metadata`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release files and temporary space, after `finish` or in place of it."""
-
-    @abstractmethod
-    def _open(self, path: Path) -> None: ...
-
-    @abstractmethod
-    def _append(self, name: str, values: np.ndarray) -> None: ...
-
-    def _encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        return tokens.astype(f"S{self.token_width}", copy=False)
-
-
-class Hdf5Writer(Writer):
-    """Growing chunked datasets; `metadata` is an attribute of the root group."""
-
-    def _open(self, path: Path) -> None:
-        import h5py
-
-        self._file = h5py.File(path, "w")
-        row_bytes = int(np.prod(self.row_shape)) * self.numpy_dtype.itemsize
-        self._create(self.rows_name, self.row_shape, self.numpy_dtype, row_bytes)
-        if self.token_width is not None:
-            self._create("offsets", (), np.dtype(np.int64), 8)
-            text = h5py.string_dtype("utf-8", self.token_width)
-            self._create("tokens", (), text, self.token_width)
-
-    def _create(self, name: str, shape: tuple[int, ...], dtype: Any, row_bytes: int) -> None:
-        rows = max(1, _CHUNK_BYTES // row_bytes)
-        self._file.create_dataset(
-            name, (0, *shape), dtype, maxshape=(None, *shape), chunks=(rows, *shape)
-        )
-
-    def _append(self, name: str, values: np.ndarray) -> None:
-        dataset = self._file[name]
-        start = len(dataset)
-        dataset.resize(start + len(values), axis=0)
-        # Strings are ASCII to HDF5 unless their type says otherwise; dataset.dtype does.
-        dataset[start:] = values.view(dataset.dtype)
-
-    def finish(self, metadata: dict[str, Any]) -> None:
-        self._file.attrs["metadata"] = json.dumps(metadata)
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _SpoolingWriter(Writer):
-    """Collects each array in an unnamed temporary file, since shapes stand before the data."""
-
-    def _open(self, path: Path) -> None:
-        self._path = path
-        self._spools: dict[str, IO[bytes]] = {}
-        self._lengths: dict[str, int] = {}
-        self._spool(self.rows_name)
-        if self.token_width is not None:
-            self._spool("offsets")
-            self._spool("tokens")
-
-    def _spool(self, name: str) -> None:
-        spool = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115
-        self._spools[name] = cast(IO[bytes], spool)
-        self._lengths[name] = 0
+        """Write the file."""
 
     def _append(self, name: str, values: np.ndarray) -> None:
         self._spools[name].write(values.data if values.size else b"")
         self._lengths[name] += len(values)
 
+    def _encode(self, spellings: np.ndarray) -> np.ndarray:
+        """The tokens by id as the format stores them."""
+        return spellings
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return (self._lengths[name], *(self.row_shape if name == self.rows_name else ()))
+
     def _copy(self, name: str, out: IO[bytes]) -> None:
+        """Move an array to `out`."""
         spool = self._spools.pop(name)
         spool.seek(0)
         shutil.copyfileobj(spool, out, 1 << 20)
         spool.close()
 
-    def close(self) -> None:
-        for spool in self._spools.values():
-            spool.close()
+
+class Hdf5Writer(Writer):
+    """Contiguous datasets; `metadata` is an attribute of the root group."""
+
+    def finish(self, metadata: dict[str, Any]) -> None:
+        self._reserve(len(json.dumps(metadata)))
+        places = self._create(metadata)
+        with self._path.open("r+b") as out:
+            for name, place in places.items():
+                if place is not None:
+                    out.seek(place)
+                    self._copy(name, cast(IO[bytes], out))
+
+    def _reserve(self, metadata_bytes: int) -> None:
+        """Fail here, with a plain error, where there is no room for what the HDF5 library writes.
+
+        The library itself survives no failed write.
+        """
+        room = (1 << 16) + metadata_bytes
+        with self._path.open("wb") as out:
+            out.write(bytes(room))
+            out.flush()
+            out.truncate(room + sum(s.seek(0, os.SEEK_END) for s in self._spools.values()))
+
+    def _create(self, metadata: dict[str, Any]) -> dict[str, int | None]:
+        """Write all but the arrays; where in the file each of them belongs, None where empty."""
+        import h5py
+
+        dtypes: dict[str, Any] = {self.rows_name: self.numpy_dtype, "offsets": np.dtype(np.int64)}
+        if self.spellings is not None:
+            dtypes["tokens"] = h5py.string_dtype("utf-8", self.spellings.itemsize)
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.CONTIGUOUS)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        with h5py.File(self._path, "w") as file:
+            file.attrs["metadata"] = json.dumps(metadata)
+            for name in self._spools:
+                kind = h5py.h5t.py_create(dtypes[name], logical=True)
+                space = h5py.h5s.create_simple(self._shape(name))
+                h5py.h5d.create(file.id, name.encode(), kind, space, layout)
+            return {name: file[name].id.get_offset() for name in self._spools}
 
 
-class NpzWriter(_SpoolingWriter):
+class NpzWriter(Writer):
     """An uncompressed zip of .npy members, `metadata` a unicode scalar: no pickle inside."""
 
-    def _encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        return np.char.decode(tokens, "utf-8").astype(f"U{self.token_width}")
+    def _encode(self, spellings: np.ndarray) -> np.ndarray:
+        return np.array([token.decode("utf-8") for token in spellings.tolist()])
 
     def finish(self, metadata: dict[str, Any]) -> None:
         dtypes = {self.rows_name: self.numpy_dtype, "offsets": np.dtype(np.int64)}
-        dtypes["tokens"] = np.dtype(f"U{self.token_width or 1}")
+        if self.spellings is not None:
+            dtypes["tokens"] = self.spellings.dtype
         with zipfile.ZipFile(self._path, "w", allowZip64=True) as archive:
             for name in list(self._spools):
-                shape = (self._lengths[name], *(self.row_shape if name == self.rows_name else ()))
                 descr = np.lib.format.dtype_to_descr(dtypes[name])
-                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                header = {"descr": descr, "fortran_order": False, "shape": self._shape(name)}
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_2_0(member, header)
                     self._copy(name, cast(IO[bytes], member))
@@ -177,27 +172,24 @@ class NpzWriter(_SpoolingWriter):
                 np.lib.format.write_array(member, np.array(json.dumps(metadata)))
 
 
-class SafetensorsWriter(_SpoolingWriter):
+class SafetensorsWriter(Writer):
     """8 bytes of header length, a JSON header padded to 8 bytes, the arrays one after another."""
 
-    def _encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        fixed = np.ascontiguousarray(super()._encode_tokens(tokens))
-        return fixed.view(np.uint8).reshape(len(tokens), self.token_width or 0)
+    def _encode(self, spellings: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(spellings).view(np.uint8).reshape(len(spellings), -1)
 
     def finish(self, metadata: dict[str, Any]) -> None:
         header: dict[str, Any] = {"__metadata__": {"metadata": json.dumps(metadata)}}
         position = 0
-        # Widest element first, so that every array starts at a multiple of its element size.
-        order = [name for name in ("offsets", self.rows_name, "tokens") if name in self._spools]
-        for name in order:
+        for name in self._spools:
             tail: tuple[int, ...] = ()
             kind, itemsize = "I64", 8
             if name == self.rows_name:
                 tail, itemsize = self.row_shape, self.numpy_dtype.itemsize
                 kind = _SAFETENSORS_NAMES[self.dtype_name]
             elif name == "tokens":
-                assert self.token_width is not None
-                tail, kind, itemsize = (self.token_width,), "U8", 1
+                assert self.spellings is not None
+                tail, kind, itemsize = self.spellings.shape[1:], "U8", 1
             shape = [self._lengths[name], *tail]
             end = position + int(np.prod(shape, dtype=np.int64)) * itemsize
             header[name] = {"dtype": kind, "shape": shape, "data_offsets": [position, end]}
@@ -206,7 +198,7 @@ class SafetensorsWriter(_SpoolingWriter):
         text += b" " * (-len(text) % 8)
         with self._path.open("wb") as out:
             out.write(struct.pack("<Q", len(text)) + text)
-            for name in order:
+            for name in list(self._spools):
                 self._copy(name, out)
 
 

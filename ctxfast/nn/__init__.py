@@ -1,5 +1,6 @@
 """Thin modules: parameters and one call into `ctxfast.ops`."""
 
+from ctxfast.nn.multihead_attention import MultiheadAttention
 from ctxfast.nn.packed_linear import (
     PackedLinear,
     PackedModule,
@@ -7,5 +8,15 @@ from ctxfast.nn.packed_linear import (
     refresh,
     set_packing,
 )
+from ctxfast.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
-__all__ = ["PackedLinear", "PackedModule", "packed_bytes", "refresh", "set_packing"]
+__all__ = [
+    "MultiheadAttention",
+    "PackedLinear",
+    "PackedModule",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "packed_bytes",
+    "refresh",
+    "set_packing",
+]

@@ -2,7 +2,7 @@
 
     registers, stack     per thread; a stack above a few bytes means spilled registers
     shared               bytes of shared memory per block
-    matmul               which tensor-core instructions the kernel holds: "mma" (sm_80), "wgmma" (sm_90), "tcgen05" (sm_100)
+    matmul               its tensor-core instructions: "mma" (sm_80), "wgmma" (sm_90), "tcgen05" (sm_100) or "none"
     loops                instructions of every innermost loop, most first
 
 Works without a driver: Triton's own wheel carries ptxas, cuobjdump and nvdisasm. Kernels must have been imported with

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _native, _triton
+from ctxfast.ops import _native_attention, _triton
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 
@@ -44,7 +44,9 @@ def _differentiate_varlen(inputs, cu_seqlens_q, cu_seqlens_k, seed, causal, left
     )
 
 
-def _results(gradients: tuple[Tensor | None, ...], like: Tensor, needs_bias_grad: bool):
+def _results(
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor | None], like: Tensor, needs_bias_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four tensors; an empty one stands for a bias gradient that nobody asked for.
 
     Padded gradients lie in [B, S, H, D] memory, like the output; packed ones [T, H, D] are contiguous.
@@ -135,22 +137,22 @@ _BACKWARD_INPUTS = (
     "Tensor output, Tensor lse, "
 )
 
-def _triton_backward(name):
-    if hasattr(_triton, name):
-        return getattr(_triton, name), _triton.attention_backward_refuses
-    return None, lambda *args: "not built"
-
-
 attention_backward_operator = Operator(
     "attention_backward",
-    Implementation("native", _native.attention_backward, _native.attention_backward_refuses),
-    Implementation("triton", *_triton_backward("attention_backward")),
+    Implementation(
+        "native", _native_attention.attention_backward, _native_attention.attention_backward_refuses
+    ),
+    Implementation("triton", _triton.attention_backward, _triton.attention_backward_refuses),
     Implementation("reference", _reference_backward, never),
 )
 attention_varlen_backward_operator = Operator(
     "attention_varlen_backward",
-    Implementation("native", _native.attention_varlen_backward, _native.attention_backward_refuses),
-    Implementation("triton", *_triton_backward("attention_varlen_backward")),
+    Implementation(
+        "native",
+        _native_attention.attention_varlen_backward,
+        _native_attention.attention_backward_refuses,
+    ),
+    Implementation("triton", _triton.attention_varlen_backward, _triton.attention_backward_refuses),
     Implementation("reference", _reference_varlen_backward, never),
 )
 

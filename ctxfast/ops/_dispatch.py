@@ -99,7 +99,7 @@ class Operator:
 
     def choose(self, *args: Any) -> tuple[Implementation, tuple[tuple[str, str], ...]]:
         """The implementation that takes this call, and the reasons of those that were preferred to it."""
-        refused = []
+        refused: list[tuple[str, str]] = []
         for implementation in self.implementations:
             reason = self._excluded(implementation.name, args[0].device.type)
             reason = reason or implementation.refuses(*args)

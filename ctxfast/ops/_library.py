@@ -41,14 +41,14 @@ def define(
     overload = getattr(torch.ops.ctxfast, name).default
     rule = _sample_by_sample(overload)
     torch.library.register_vmap(qualified, rule, lib=_library)
-    if backward is None:
+    if backward is None or setup_context is None:
         return overload
     return _with_transforms(overload, setup_context, backward, rule)
 
 
 def _with_transforms(
     overload: Callable[..., Any],
-    setup_context: Callable[..., None] | None,
+    setup_context: Callable[..., None],
     backward: Callable[..., Any],
     rule: Callable[..., Any],
 ) -> Callable[..., Any]:
@@ -59,7 +59,7 @@ def _with_transforms(
         "backward": staticmethod(backward),
         "vmap": staticmethod(rule),
     }
-    function = type("Transformed", (torch.autograd.Function,), members)
+    function: Any = type("Transformed", (torch.autograd.Function,), members)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
@@ -98,21 +98,24 @@ def gradients_through_reference(
     For double backward, below `torch.func` transforms as well. It records a graph, so it works above the dispatcher's
     autograd layer only.
     """
-    places = [i for i, x in enumerate(inputs) if x is not None and x.is_floating_point()]
+    floating = {i: x for i, x in enumerate(inputs) if x is not None and x.is_floating_point()}
+    results: list[Tensor | None] = [None] * len(inputs)
+    if all(g is None for g in grads):
+        for place, x in floating.items():
+            results[place] = torch.zeros_like(x)
+        return tuple(results)
 
-    def compact(*floating: Tensor) -> tuple[Tensor, ...]:
+    def compact(*tensors: Tensor) -> tuple[Tensor, ...]:
         arguments = list(inputs)
-        for place, x in zip(places, floating, strict=True):
+        for place, x in zip(floating, tensors, strict=True):
             arguments[place] = x
         outputs = function(*arguments)
         return tuple(
             o for o, g in zip(outputs, grads, strict=True) if o is not None and g is not None
         )
 
-    if all(g is None for g in grads):
-        return tuple(torch.zeros_like(x) if i in places else None for i, x in enumerate(inputs))
-    _, pullback = torch.func.vjp(compact, *(inputs[place] for place in places))
-    results: list[Tensor | None] = [None] * len(inputs)
-    for place, grad in zip(places, pullback(tuple(g for g in grads if g is not None)), strict=True):
+    pullback = torch.func.vjp(compact, *floating.values())[1]
+    found = pullback(tuple(g for g in grads if g is not None))
+    for place, grad in zip(floating, found, strict=True):
         results[place] = grad
     return tuple(results)

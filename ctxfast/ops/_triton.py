@@ -1,4 +1,4 @@
-"""The Triton implementations of the operators, as functions of tensors: the way from `ctxfast.ops` to `ctxfast.kernels`.
+"""The Triton implementations of the operators, as functions of tensors: the way to `ctxfast.kernels`.
 
 Triton is imported by the first call and not before. On a GPU the kernels are compiled; CPU tensors are taken only where
 Triton's interpreter is on (TRITON_INTERPRET=1), which is how they are tested without a GPU.
@@ -71,9 +71,9 @@ def attention_refuses(query: Tensor, *arguments: Any) -> str | None:
     return None
 
 
-def attention_backward_refuses(grad_output: Tensor, *arguments: Any) -> str | None:
-    """Why the gradients of an attention call cannot be computed on Triton, or None."""
-    return "not built"
+attention_backward_refuses = (
+    attention_refuses  # grad_output has the device, dtype and head size of query
+)
 
 
 def attention_forward(

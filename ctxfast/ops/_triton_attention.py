@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +67,7 @@ def launch(kernel: Any, programs: int, on: Tensor, arguments: dict[str, Any]) ->
 
 
 def with_rows(x: Tensor) -> Tensor:
-    """x with unit stride in its last dimension, and offsets inside a tile that fit 32 bits; a copy only where needed."""
+    """x with unit stride in its last dimension and 32-bit offsets inside a tile; a copy only where needed."""
     fits = x.stride(-1) == 1 or x.shape[-1] == 1
     return x if fits and abs(x.stride(-2)) * _LARGEST_BLOCK < _INT32 else x.contiguous()
 
@@ -151,21 +150,23 @@ class Problem:
         if self.key_padding_mask is None:
             return None, None
         mask = self.key_padding_mask.view(torch.uint8)
-        mask = mask if mask.stride(-1) == 1 or mask.shape[-1] <= 1 else mask.contiguous()
-        ranges = torch.empty((self.num_sequences, 3), dtype=torch.int32, device=mask.device)
+        valid = mask.new_empty(mask.shape, dtype=torch.int32)
+        ranges = mask.new_empty((self.num_sequences, 3), dtype=torch.int32)
         launch(
             attention_plan.key_ranges,
             self.num_sequences,
             mask,
             dict(
                 mask_ptr=mask,
+                valid_ptr=valid,
                 ranges_ptr=ranges,
                 stride_b=mask.stride(0),
+                stride_s=mask.stride(1),
                 rows=self.rows_k,
                 BLOCK=1024,
             ),
         )
-        return mask, ranges
+        return valid, ranges
 
     @functools.cached_property
     def features(self) -> Features:
@@ -268,9 +269,8 @@ class Problem:
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Output, and lse float32 [B, H, Sq] or [H, T]."""
-    shape = (problem.heads, problem.rows_q)
-    if not problem.varlen:
-        shape = (problem.num_sequences, *shape)
+    leading = () if problem.varlen else (problem.num_sequences,)
+    shape = (*leading, problem.heads, problem.rows_q)
     output = problem.empty_like_rows(problem.query)
     lse = problem.query.new_empty(shape, dtype=torch.float32)
     table = attention_tables.forward_launch(

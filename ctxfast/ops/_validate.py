@@ -45,13 +45,30 @@ def require_broadcastable(op: str, name: str, x: Tensor, shape: tuple[int, ...])
         raise ValueError(f"{op}: {name} must broadcast to {shape}, got {shape_of(x)}")
 
 
+def require_device(op: str, name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{op}: {name} must be on {device}, got {x.device}")
+
+
+def require_number(op: str, name: str, x: object) -> None:
+    if not isinstance(x, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{op}: {name} must be a number, got {type(x).__name__}")
+
+
+def require_bool(op: str, name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {x!r}")
+
+
 def require_probability(op: str, p: float) -> None:
+    require_number(op, "dropout_p", p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{op}: dropout_p must be in [0, 1], got {p}")
 
 
 def require_window(op: str, window_size: Window) -> None:
-    if len(window_size) != 2 or any(not isinstance(w, int) or w < -1 for w in window_size):
+    pair = isinstance(window_size, tuple | list) and len(window_size) == 2
+    if not pair or any(not isinstance(w, int) or w < -1 for w in window_size):
         raise ValueError(
             f"{op}: window_size must be two integers (left, right) of at least -1, got {window_size}"
         )
@@ -63,6 +80,7 @@ def dropout_seed(op: str, p: float, seed: Tensor | None, device: torch.device) -
         return None
     if seed is None:
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    require_tensor(op, "seed", seed)
     if seed.dtype != torch.int64 or seed.shape != (1,) or seed.device != device:
         raise ValueError(
             f"{op}: seed must be an int64 tensor [1] on {device}, "

@@ -1,4 +1,4 @@
-"""Attention on padded [B, H, S, D] and packed [T, H, D] layouts: FlashAttention (Dao et al., 2022) in Triton and C++."""
+"""Attention on padded [B, H, S, D] and packed [T, H, D] layouts: FlashAttention (Dao et al., 2022)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from torch import Tensor
 
 from ctxfast import reference
 from ctxfast.ops import _attention_autograd as autograd
-from ctxfast.ops import _native, _triton
+from ctxfast.ops import _native_attention, _triton
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define
 from ctxfast.ops._validate import (
     Window,
     autocast,
     dropout_seed,
+    require_bool,
     require_broadcastable,
+    require_device,
     require_floating,
+    require_number,
     require_probability,
     require_same,
     require_tensor,
     require_window,
     shape_of,
 )
+
+_PADDED = "[batch, heads, sequence, head size]"
 
 
 def _lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -45,9 +50,22 @@ def _reference(q, k, v, attn_mask, key_padding_mask, bias, seed, causal, left, r
     return autograd.sequence_major(output), lse
 
 
+def _require_offsets(name: str, offsets: Tensor, rows: int, longest: int) -> None:
+    """What the native operator checks as well; both read the offsets on the host."""
+    values = offsets.tolist()
+    for b, (begin, end) in enumerate(zip(values, values[1:], strict=False)):
+        if (b == 0 and begin != 0) or not begin <= end <= min(rows, begin + longest):
+            raise ValueError(
+                f"attention_varlen: {name} must rise from 0 to at most {rows} by at most max_seqlen {longest}, "
+                f"got {begin} and {end} for sequence {b}"
+            )
+
+
 def _reference_varlen(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, bias, seed, causal, left, right, p, scale
 ):
+    _require_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_q)
+    _require_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_k)
     return reference.attention_varlen(
         q,
         k,
@@ -78,13 +96,17 @@ def _fake_varlen(
 
 attention_operator = Operator(
     "attention",
-    Implementation("native", _native.attention_forward, _native.attention_refuses),
+    Implementation(
+        "native", _native_attention.attention_forward, _native_attention.attention_refuses
+    ),
     Implementation("triton", _triton.attention_forward, _triton.attention_refuses),
     Implementation("reference", _reference, never),
 )
 attention_varlen_operator = Operator(
     "attention_varlen",
-    Implementation("native", _native.attention_varlen_forward, _native.attention_refuses),
+    Implementation(
+        "native", _native_attention.attention_varlen_forward, _native_attention.attention_refuses
+    ),
     Implementation("triton", _triton.attention_varlen_forward, _triton.attention_refuses),
     Implementation("reference", _reference_varlen, never),
 )
@@ -109,18 +131,88 @@ _attention_varlen = define(
 )
 
 
-def _validate_inputs(op: str, query: Tensor, key: Tensor, value: Tensor, layout: str) -> None:
-    dims = layout.count(",") + 1
-    for name, x in (("query", query), ("key", key), ("value", value)):
+def _inputs(op: str, layout: str, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """query, key and value (by default the key), checked and in autocast's dtype."""
+    for name, x in zip(("query", "key", "value"), tensors, strict=False):
         require_floating(op, name, x)
-        if x.dim() != dims:
+    cast: tuple[Tensor, ...] = autocast(*tensors)  # type: ignore[assignment]
+    query, key, value = (*cast, cast[1])[:3]
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.dim() != layout.count(",") + 1:
             raise ValueError(f"{op}: {name} must be {layout}, got {shape_of(x)}")
+    if query.shape[-1] == 0:
+        raise ValueError(f"{op}: query must have a head size of at least 1, got {shape_of(query)}")
     require_same(op, "key", key, "query", query)
     require_same(op, "value", value, "query", query)
     if key.shape != value.shape:
         raise ValueError(
             f"{op}: value must have the shape of key {tuple(key.shape)}, got {shape_of(value)}"
         )
+    return query, key, value
+
+
+def _bias(op: str, name: str, bias: Tensor | None, query: Tensor, scores: tuple[int, ...]):
+    """bias with four dimensions."""
+    if bias is None:
+        return None
+    require_floating(op, name, bias)
+    require_device(op, name, bias, query.device)
+    require_broadcastable(op, name, bias, scores)
+    return bias[(None,) * (4 - bias.dim())]
+
+
+def _padded_inputs(
+    op: str,
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """A bool mask and a bias in the dtype of query, both of four dimensions, of a padded operator."""
+    if key.shape[:2] != query.shape[:2] or key.shape[3] != query.shape[3]:
+        raise ValueError(
+            f"{op}: key must match query {tuple(query.shape)} in batch, heads and head size, got {shape_of(key)}"
+        )
+    scores = (*query.shape[:3], key.shape[2])
+    bias = _bias(op, "bias", bias, query, scores)
+    if attn_mask is not None:
+        require_tensor(op, "attn_mask", attn_mask)
+        if attn_mask.dtype != torch.bool:
+            added = _bias(op, "attn_mask", attn_mask, query, scores)
+            attn_mask, bias = None, added if bias is None else bias + added
+        else:
+            require_device(op, "attn_mask", attn_mask, query.device)
+            require_broadcastable(op, "attn_mask", attn_mask, scores)
+            attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
+    if key_padding_mask is not None:
+        require_tensor(op, "key_padding_mask", key_padding_mask)
+        require_device(op, "key_padding_mask", key_padding_mask, query.device)
+        expected = (key.shape[0], key.shape[2])
+        if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != expected:
+            raise ValueError(
+                f"{op}: key_padding_mask must be bool {expected}, "
+                f"got {key_padding_mask.dtype} of {shape_of(key_padding_mask)}"
+            )
+    return attn_mask, None if bias is None else bias.to(query.dtype)
+
+
+def _scale(
+    op: str,
+    query: Tensor,
+    is_causal: bool,
+    window_size: Window,
+    dropout_p: float,
+    scale: float | None,
+) -> float:
+    """The factor of the scores; checks the arguments that are no tensors."""
+    require_bool(op, "is_causal", is_causal)
+    require_window(op, window_size)
+    require_probability(op, dropout_p)
+    if scale is None:
+        return query.shape[-1] ** -0.5
+    require_number(op, "scale", scale)
+    return scale
 
 
 def attention_with_lse(
@@ -143,37 +235,10 @@ def attention_with_lse(
     nothing; both are differentiable. Arguments and errors: `attention`.
     """
     op = "attention"
-    query, key, value = autocast(query, key, value)  # type: ignore[assignment]
-    _validate_inputs(op, query, key, value, "[batch, heads, sequence, head size]")
-    if key.shape[:2] != query.shape[:2] or key.shape[3] != query.shape[3]:
-        raise ValueError(
-            f"{op}: key must match query {tuple(query.shape)} in batch, heads and head size, got {shape_of(key)}"
-        )
-    scores = (*query.shape[:3], key.shape[2])
-    if attn_mask is not None:
-        require_tensor(op, "attn_mask", attn_mask)
-        require_broadcastable(op, "attn_mask", attn_mask, scores)
-        if attn_mask.dtype != torch.bool:
-            require_floating(op, "attn_mask", attn_mask)
-            bias = attn_mask if bias is None else bias + attn_mask
-            attn_mask = None
-        else:
-            attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
-    if key_padding_mask is not None:
-        expected = (key.shape[0], key.shape[2])
-        if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != expected:
-            raise ValueError(
-                f"{op}: key_padding_mask must be bool {expected}, "
-                f"got {key_padding_mask.dtype} of {shape_of(key_padding_mask)}"
-            )
-    if bias is not None:
-        require_floating(op, "bias", bias)
-        require_broadcastable(op, "bias", bias, scores)
-        bias = bias[(None,) * (4 - bias.dim())].to(query.dtype)
-    require_probability(op, dropout_p)
-    require_window(op, window_size)
+    query, key, value = _inputs(op, _PADDED, query, key, value)
+    attn_mask, bias = _padded_inputs(op, query, key, attn_mask, key_padding_mask, bias)
+    scale = _scale(op, query, is_causal, window_size, dropout_p, scale)
     seed = dropout_seed(op, dropout_p, seed, query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     return _attention(
         query,
         key,
@@ -226,13 +291,9 @@ def attention_weights(
     Arguments as `attention`. Runs in PyTorch and is differentiable any number of times.
     """
     op = "attention_weights"
-    query, key = autocast(query, key)  # type: ignore[assignment]
-    _validate_inputs(op, query, key, key, "[batch, heads, sequence, head size]")
-    if attn_mask is not None and attn_mask.dtype != torch.bool:
-        bias = attn_mask if bias is None else bias + attn_mask
-        attn_mask = None
-    require_probability(op, dropout_p)
-    require_window(op, window_size)
+    query, key, _ = _inputs(op, _PADDED, query, key)
+    attn_mask, bias = _padded_inputs(op, query, key, attn_mask, key_padding_mask, bias)
+    scale = _scale(op, query, is_causal, window_size, dropout_p, scale)
     return reference.attention_weights(
         query,
         key,
@@ -265,32 +326,31 @@ def attention_varlen_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """`attention_varlen`, and the natural logarithm of the softmax denominator, [H, Tq], -inf on empty rows."""
     op = "attention_varlen"
-    query, key, value = autocast(query, key, value)  # type: ignore[assignment]
-    _validate_inputs(op, query, key, value, "[tokens, heads, head size]")
+    query, key, value = _inputs(op, "[tokens, heads, head size]", query, key, value)
     if key.shape[1:] != query.shape[1:]:
         raise ValueError(
             f"{op}: key must match query {tuple(query.shape)} in heads and head size, got {shape_of(key)}"
         )
     for name, offsets in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.device != query.device:
+        require_tensor(op, name, offsets)
+        require_device(op, name, offsets, query.device)
+        if offsets.dtype != torch.int32 or offsets.dim() != 1:
             raise ValueError(
-                f"{op}: {name} must be int32 [batch + 1] on {query.device}, "
-                f"got {offsets.dtype} of {shape_of(offsets)} on {offsets.device}"
+                f"{op}: {name} must be int32 [batch + 1], got {offsets.dtype} of {shape_of(offsets)}"
             )
     if cu_seqlens_q.shape != cu_seqlens_k.shape or cu_seqlens_q.shape[0] == 0:
         raise ValueError(
             f"{op}: cu_seqlens_q and cu_seqlens_k must both be [batch + 1], "
             f"got {shape_of(cu_seqlens_q)} and {shape_of(cu_seqlens_k)}"
         )
-    if bias is not None:
-        require_floating(op, "bias", bias)
-        scores = (cu_seqlens_q.shape[0] - 1, query.shape[1], max_seqlen_q, max_seqlen_k)
-        require_broadcastable(op, "bias", bias, scores)
-        bias = bias[(None,) * (4 - bias.dim())].to(query.dtype)
-    require_probability(op, dropout_p)
-    require_window(op, window_size)
+    for name, longest in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
+        if not isinstance(longest, int | torch.SymInt):
+            raise TypeError(f"{op}: {name} must be an integer, got {type(longest).__name__}")
+    scores = (cu_seqlens_q.shape[0] - 1, query.shape[1], max_seqlen_q, max_seqlen_k)
+    bias = _bias(op, "bias", bias, query, scores)
+    bias = None if bias is None else bias.to(query.dtype)
+    scale = _scale(op, query, is_causal, window_size, dropout_p, scale)
     seed = dropout_seed(op, dropout_p, seed, query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     return _attention_varlen(
         query,
         key,

@@ -97,6 +97,9 @@ class _Problem:
         allowed = allowed_keys(
             shape, attn_mask, key_padding_mask, is_causal, window_size, query.device
         )
+        if bias is not None:  # a row of -inf attends nothing, as in torch: zero, not NaN
+            reached = bias != -torch.inf
+            allowed = reached if allowed is None else allowed & reached
         self.weights, self.lse = _weights_and_lse(query, self.key, bias, allowed, self.scale)
         self.factor = None  # what dropout multiplies the weights with
         if dropout_p > 0.0:
@@ -193,10 +196,11 @@ class _Sequences:
     def keys(self, b: int, x: Tensor) -> Tensor:
         return x[self.starts_k[b] : self.starts_k[b + 1]].transpose(0, 1)[None]
 
-    def bias_of(self, b: int, bias: Tensor | None) -> Tensor | None:
-        """The part of a bias, or of its gradient, that sequence b reads."""
-        if bias is None:
-            return None
+    def bias_of(self, b: int) -> Tensor | None:
+        return None if self.bias is None else self.part(b, self.bias)
+
+    def part(self, b: int, bias: Tensor) -> Tensor:
+        """The view of a bias, or of its gradient, that sequence b reads."""
         bias = bias if bias.shape[0] == 1 else bias[b : b + 1]
         if bias.shape[2] != 1:
             bias = bias[:, :, : self.starts_q[b + 1] - self.starts_q[b]]
@@ -227,7 +231,7 @@ def attention_varlen(
             sequences.queries(b, query),
             sequences.keys(b, key),
             sequences.keys(b, value),
-            bias=sequences.bias_of(b, sequences.bias),
+            bias=sequences.bias_of(b),
             first_sequence=b,
             **arguments,
         )
@@ -264,16 +268,18 @@ def attention_varlen_backward(
             sequences.queries(b, query),
             sequences.keys(b, key),
             sequences.keys(b, value),
-            bias=sequences.bias_of(b, sequences.bias),
+            bias=sequences.bias_of(b),
             first_sequence=b,
             **arguments,
         )
         for group, gradient in zip(parts, gradients, strict=True):
             group.append(gradient[0].transpose(0, 1))
-        if dbias is not None:
-            sequences.bias_of(b, dbias).add_(part)
+        if dbias is not None and part is not None:
+            sequences.part(b, dbias).add_(part)
     dquery, dkey, dvalue = (
         torch.cat([*group, x.new_zeros(x.shape[0] - sum(map(len, group)), *x.shape[1:])])
         for group, x in zip(parts, (query, key, value), strict=True)
     )
-    return dquery, dkey, dvalue, None if dbias is None else dbias.view(bias.shape)
+    if dbias is None or bias is None:
+        return dquery, dkey, dvalue, None
+    return dquery, dkey, dvalue, dbias.view(bias.shape)

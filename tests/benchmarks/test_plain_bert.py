@@ -18,7 +18,10 @@ def case():
 def test_truth_is_what_transformers_gives_for_each_sentence_alone(case):
     transformers = pytest.importorskip("transformers")
     model = transformers.BertModel.from_pretrained(
-        case.inputs.directory, dtype=torch.float64, attn_implementation="eager", add_pooling_layer=False
+        case.inputs.directory,
+        dtype=torch.float64,
+        attn_implementation="eager",
+        add_pooling_layer=False,
     ).eval()
     alone = []
     with torch.inference_mode():
@@ -53,7 +56,9 @@ def test_base_is_bert_base():
 
 
 def test_the_limit_is_the_slower_of_arithmetic_and_memory():
-    ceilings = Ceilings({"float32": {"torch": {16: 50.0}, "oneDNN": {16: 100.0}}}, {4: 80.0, 256: 20.0})
+    ceilings = Ceilings(
+        {"float32": {"torch": {16: 50.0}, "oneDNN": {16: 100.0}}}, {4: 80.0, 256: 20.0}
+    )
     assert ceilings.limit("float32", 1e11, 1e9) == (pytest.approx(1.0), "compute")
     assert ceilings.limit("float32", 1e9, 1e9) == (pytest.approx(0.05), "memory")
     assert ceilings.limit("float32", 1.0, 4 * 2**20) == (pytest.approx(4 * 2**20 / 80e9), "memory")

@@ -307,6 +307,11 @@ def _ids(*shape: int) -> Tensor:
             r"position_ids must be in \[0, 24\), got 24",
         ),
         (
+            {"inputs_embeds": torch.zeros(1, 3, 32), "token_type_ids": _ids(1, 3) * -1},
+            ValueError,
+            r"token_type_ids must be in \[0, 2\), got -1",
+        ),
+        (
             {"input_ids": _ids(2, 3), "attention_mask": _ids(2, 4)},
             ValueError,
             r"attention_mask must be \[2, 3\] or 4-dimensional, got shape \(2, 4\)",
@@ -344,6 +349,19 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
     with pytest.raises(error, match=message) as raised, torch.no_grad():
         model(**arguments)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lengths", [[0], [1], [9, 7], [9, 8], [11, 3, 4]])
+def test_rows_are_rounded_up(lengths: list[int]) -> None:
+    """Each new row count costs oneDNN about a millisecond a layer shape."""
+    model, _ = pair()
+    rows: list[int] = []
+    model.encoder.layer[0].register_forward_hook(lambda m, args, output: rows.append(len(args[0])))
+    ids, mask = batch(lengths, 11)
+    with torch.no_grad():
+        output = model(ids, mask, output_hidden_states=True)
+    assert rows == [max(16, -(-sum(lengths) // 16) * 16)]
+    assert {state.shape for state in output.hidden_states} == {(len(lengths), 11, 32)}
 
 
 def test_what_lies_in_padding_is_never_read() -> None:

@@ -36,6 +36,11 @@ def uncased(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return both(write_directory(folder, data / "vocab" / "bert-base-uncased.vocab.txt", config))
 
 
+@pytest.fixture(scope="module")
+def alone(data: Path) -> BertTokenizer:
+    return BertTokenizer(data / "vocab" / "bert-base-uncased.vocab.txt", model_max_length=512)
+
+
 @pytest.mark.parametrize("name", CORPORA)
 def test_real_text_of_each_vocabulary(name: str, data: Path, tmp_path: Path) -> None:
     vocab = data / "vocab" / f"bert-base-{name}.vocab.txt"
@@ -324,14 +329,18 @@ def test_decoding_while_tokens_are_added(data: Path) -> None:
     ],
 )
 def test_bad_calls(
-    uncased: Pair, texts: Any, keywords: dict[str, Any], error: type[Exception], message: str
+    alone: BertTokenizer,
+    texts: Any,
+    keywords: dict[str, Any],
+    error: type[Exception],
+    message: str,
 ) -> None:
     with pytest.raises(error, match=message):
-        uncased[0](*texts, **keywords)
+        alone(*texts, **keywords)
 
 
-def test_empty_batch(uncased: Pair) -> None:
-    batch = uncased[0]([])
+def test_empty_batch(alone: BertTokenizer) -> None:
+    batch = alone([])
     assert dict(batch) == {"input_ids": [], "token_type_ids": [], "attention_mask": []}
     for kind in ("pt", "np"):
-        assert uncased[0]([], padding=True, return_tensors=kind).input_ids.shape == (0, 0)
+        assert alone([], padding=True, return_tensors=kind).input_ids.shape == (0, 0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-WORDS = """the a of and to in is was it for on with as at by from this that not are be have had one
-two three four five six seven dog cat house river train word line sentence runs sleeps sees likes
-green old new small big slowly quickly never always un ##believ ##able ##s ##ed ##ing , . ! ? ' - #
-1 2 3 2019 caf ##e naive 日 本""".split()
+_VOCABULARY = """
+the a of and to in is was it for on with as at by from this that not are be have had one two three
+four five six seven dog cat house river train word line sentence runs sleeps sees likes green old
+new small big slowly quickly never always 1 2 3 2019 un ##believ ##able ##s ##ed ##ing caf ##e naive
+, . ! ? ' - # 日 本
+"""
+WORDS = _VOCABULARY.split()
 
 
 @pytest.fixture(scope="session")

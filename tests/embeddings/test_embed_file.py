@@ -161,7 +161,9 @@ def test_order_survives_many_chunks(model_directory, text, monkeypatch):
     _, whole = run(model_directory, text, ".npz", pooling="tokens", layers="all")
     monkeypatch.setattr(job, "_CHUNK_LINES", 3)
     monkeypatch.setattr(job, "_WINDOW_BYTES", 4096)
-    _, parts = run(model_directory, text, ".h5", pooling="tokens", layers="all")
+    report, parts = run(model_directory, text, ".h5", pooling="tokens", layers="all")
+    assert (report.lines, report.blank_lines) == (len(LINES), len(BLANK))
+    assert report.tokens == len(parts.vectors)
     assert whole.offsets.tolist() == parts.offsets.tolist()
     assert list(whole.tokens) == list(parts.tokens)
     assert np.abs(np.asarray(whole.vectors) - np.asarray(parts.vectors)).max() < TOLERANCE

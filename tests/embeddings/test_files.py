@@ -27,11 +27,11 @@ def write_pooled(path, blocks, dtype="float32", row_shape=(5,)):
 
 def write_tokens(path, rows, counts, dtype="float32"):
     spellings = np.array([word.encode() for word in WORDS])
-    writer = WRITERS[file_format(path)](path, rows.shape[1:], dtype, spellings.itemsize)
+    writer = WRITERS[file_format(path)](path, rows.shape[1:], dtype, spellings)
     ids = np.arange(len(rows)) % len(WORDS)
     half = len(rows) // 2
     for part in (slice(0, half), slice(half, None)):
-        writer.append_rows(rows[part], spellings[ids[part]])
+        writer.append_rows(rows[part], ids[part])
     writer.append_counts(np.array(counts[:1], np.int64))
     writer.append_counts(np.array(counts[1:], np.int64))
     writer.finish({"lines": len(counts)})

@@ -74,6 +74,7 @@ def test_inference_keeps_one_copy(module: PackedModule, input: Tensor) -> None:
     with torch.inference_mode():
         module(input)
     first = module._copy
+    assert first is not None and not first.weight.is_inference()
     assert module.packed_bytes == packed_bytes(module) >= BYTES
     with torch.no_grad():  # a copy made under inference_mode serves here too
         module(input[:5])

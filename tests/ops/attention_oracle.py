@@ -1,4 +1,7 @@
-"""The exact results of an attention case in float64, and what rounding their terms once leaves in them."""
+"""The exact results of an attention case in float64, and what rounding their terms once leaves in them.
+
+Written from the weights of the reference, without autograd and without the reference's own backward.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from tests.ops.attention_cases import Case, Inputs
 Results = dict[str, Tensor]
 
 
-def _problem(case: Case, q: Tensor, k: Tensor, v: Tensor, bias, do, dlse, arguments) -> tuple[Results, Results]:
+def _problem(
+    case: Case, q: Tensor, k: Tensor, v: Tensor, bias, do, dlse, arguments
+) -> tuple[Results, Results]:
     """Exact results and rounding of one padded problem [B, H, Sq, D] in float64."""
     scale = case.head_dim**-0.5 if case.scale is None else case.scale
     dropout = {name: arguments.pop(name) for name in ("dropout_p", "seed")}
@@ -37,6 +42,10 @@ def _problem(case: Case, q: Tensor, k: Tensor, v: Tensor, bias, do, dlse, argume
 
     # Terms are rounded to the dtype before the products, scores and their gradients where they are accumulated. The
     # backward starts from the stored output, itself rounded, which shifts delta of a whole row.
+    # Where the exact answer is float64 too, both hold a sum of n terms in some order: a random walk of roundings.
+    def walk(n: int) -> float:
+        return max(1, n) ** 0.5 if case.dtype == torch.float64 else 1.0
+
     half_ulp = torch.finfo(case.dtype).eps / 2
     unit = torch.finfo(torch.float64 if case.dtype == torch.float64 else torch.float32).eps
 
@@ -49,27 +58,29 @@ def _problem(case: Case, q: Tensor, k: Tensor, v: Tensor, bias, do, dlse, argume
     scores = q @ k.mT * scale
     if bias is not None:
         scores = scores + bias.nan_to_num(neginf=0.0)
-    score = largest(scores, q.square() @ k.square().mT * scale**2)
+    score = largest(scores, q.square() @ k.square().mT * scale**2) * walk(case.head_dim)
     relative = half_ulp + unit * (1 + score)  # of a weight
     terms = (relative * m).square()
-    grad = largest(dw, do.square() @ v.square().mT) * max(1.0, dropout_scale(case.dropout_p))
+    grad = largest(dw, do.square() @ v.square().mT) * walk(case.head_dim)
+    grad = grad * max(1.0, dropout_scale(case.dropout_p))
     if dlse is not None:
         grad = grad + dlse.double()[..., None].abs()
     ds_terms = (relative * ds).square() + (unit * w * grad).square()
     stored = output.to(case.dtype).double()
     shift = w * ((do * stored).sum(-1, keepdim=True) - delta)
+    over_q, over_k = walk(q.shape[2]), walk(k.shape[2])
     rounding = {
-        "output": (terms @ v.square()).sqrt(),
+        "output": (terms @ v.square()).sqrt() * over_k,
         "lse": unit * torch.maximum(score[..., 0], lse.nan_to_num(neginf=0.0).abs()),
-        "dquery": ((ds_terms @ k.square()).sqrt() + (shift @ k).abs()) * abs(scale),
-        "dkey": ((ds_terms.mT @ q.square()).sqrt() + (shift.mT @ q).abs()) * abs(scale),
-        "dvalue": (terms.mT @ do.square()).sqrt(),
+        "dquery": ((ds_terms @ k.square()).sqrt() * over_k + (shift @ k).abs()) * abs(scale),
+        "dkey": ((ds_terms.mT @ q.square()).sqrt() * over_q + (shift.mT @ q).abs()) * abs(scale),
+        "dvalue": (terms.mT @ do.square()).sqrt() * over_q,
     }
     if bias is not None:
         exact["dbias"] = ds.sum_to_size(bias.shape)
-        rounding["dbias"] = (
-            ds_terms.sum_to_size(bias.shape).sqrt() + shift.sum_to_size(bias.shape).abs()
-        )
+        over_all = walk(ds.numel() // max(1, bias.numel()))
+        ds_terms, shift = (x.sum_to_size(bias.shape) for x in (ds_terms, shift))
+        rounding["dbias"] = ds_terms.sqrt() * over_all + shift.abs()
     return exact, rounding
 
 
@@ -88,7 +99,11 @@ def exact_results(case: Case, inputs: Inputs) -> tuple[Results, Results]:
         arguments.pop(name)
     lse = torch.full((case.heads, q.shape[0]), -torch.inf, dtype=torch.float64)
     empty = {"output": torch.zeros_like(q), "lse": lse}
-    empty |= {"dquery": torch.zeros_like(q), "dkey": torch.zeros_like(k), "dvalue": torch.zeros_like(v)}
+    empty |= {
+        "dquery": torch.zeros_like(q),
+        "dkey": torch.zeros_like(k),
+        "dvalue": torch.zeros_like(v),
+    }
     if bias is not None:
         empty["dbias"] = torch.zeros_like(bias)
     exact = {name: x.contiguous().clone() for name, x in empty.items()}

@@ -84,11 +84,13 @@ def draw(seed: int, index: int, backend: str) -> Case:
         dropout_p=rng.choice((0.0, 0.0, 0.1, 0.17, 0.5, 1.0)),
         scale=rng.choice((None, None, 0.3, -0.2)),
         memory=rng.choice(memories) if strided else "contiguous",
-        grad_memory=rng.choice(("transposed", "columns", "rows", "scalar")) if strided else "contiguous",
+        grad_memory=rng.choice(("transposed", "columns", "rows", "scalar"))
+        if strided
+        else "contiguous",
         lse_grad=rng.random() < 0.5,
         magnitude=rng.choice((1.0, 1.0, 1.0, 3.0)),
         seed=rng.randrange(1, 1 << 32),
-        threads=rng.choice((1, 2, 3)),
+        threads=rng.choice((1, 1, 2, 3)),
         isa=rng.choice(ISAS),
     )
     if rng.random() < 0.4:
@@ -135,9 +137,11 @@ def shrink(case: Case, fails: Callable[[Case], bool], attempts: int = 60) -> Cas
         for name in ("batch", "heads", "seqlen_q", "seqlen_k", "head_dim") * 4
     ]
     candidates += [
-        lambda c: c
-        if not c.packed or len(c.lengths_q) < 2
-        else replace(c, lengths_q=c.lengths_q[:-1], lengths_k=c.lengths_k[:-1])
+        lambda c: (
+            c
+            if not c.packed or len(c.lengths_q) < 2
+            else replace(c, lengths_q=c.lengths_q[:-1], lengths_k=c.lengths_k[:-1])
+        )
     ] * 4
     for candidate in candidates[:attempts]:
         simpler = candidate(case)
@@ -153,12 +157,15 @@ def describe(case: Case) -> str:
 
 
 def _bucket(n: int) -> str:
-    return next(name for bound, name in ((0, "0"), (1, "1"), (16, "2-16"), (128, "17-128"), (1 << 30, ">128")) if n <= bound)
+    buckets = {0: "0", 1: "1", 16: "2-16", 128: "17-128"}
+    return next((name for bound, name in buckets.items() if n <= bound), ">128")
 
 
 def features(case: Case) -> dict[str, str]:
     """The features of a case, by name."""
-    rows, columns = (max(x) for x in (case.lengths_q, case.lengths_k)) if case.packed else case.scores[2:]
+    rows, columns = (
+        (max(x) for x in (case.lengths_q, case.lengths_k)) if case.packed else case.scores[2:]
+    )
     masks = [case.key_padding] if case.key_padding != "none" else []
     masks += ["mask"] if case.attn_mask else []
     bias = "none"
@@ -210,7 +217,9 @@ def coverage_table(seen: Pairs, possible: Pairs) -> tuple[str, float]:
     lines = ["".rjust(8) + "".join(name.rjust(9) for name in columns)]
     for a in rows:
         cells = [
-            f"{len(seen[a, b] & possible[a, b])}/{len(possible[a, b])}" if (a, b) in possible else ""
+            f"{len(seen[a, b] & possible[a, b])}/{len(possible[a, b])}"
+            if (a, b) in possible
+            else ""
             for b in columns
         ]
         lines.append(a.rjust(8) + "".join(cell.rjust(9) for cell in cells))

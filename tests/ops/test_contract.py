@@ -1,4 +1,4 @@
-"""What every registered operator owes torch: opcheck, one graph under compile, transforms, autocast, double backward."""
+"""What every registered operator owes torch: opcheck, one graph, transforms, autocast, double backward."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def overload_arguments(name):
 @pytest.mark.unpoisoned
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name):
-    results = torch.library.opcheck(getattr(torch.ops.ctxfast, name).default, overload_arguments(name))
+    results = torch.library.opcheck(
+        getattr(torch.ops.ctxfast, name).default, overload_arguments(name)
+    )
     assert set(results.values()) == {"SUCCESS"}
 
 
@@ -114,7 +116,9 @@ def test_functional_transforms(name):
     tensors = arguments(DOUBLE)
     leaves = [x.clone().requires_grad_() for x in tensors]
     expected = torch.autograd.grad(function(*leaves).square().sum(), leaves)
-    found = torch.func.grad(lambda *t: function(*t).square().sum(), tuple(range(len(tensors))))(*tensors)
+    found = torch.func.grad(lambda *t: function(*t).square().sum(), tuple(range(len(tensors))))(
+        *tensors
+    )
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
     samples = torch.stack([tensors[0], tensors[0] * 2])

@@ -45,7 +45,9 @@ def test_forcing_a_backend(operator):
         assert operator(torch.zeros(3))[0] == 1
         with pytest.raises(NotImplementedError, match="test_only.*more than 4 elements"):
             operator(torch.zeros(5))
-    with pytest.raises(ValueError, match="must be one of auto, native, triton, reference, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="must be one of auto, native, triton, reference, got 'fast'"
+    ):
         ops.use_backend("fast").__enter__()
 
 
@@ -56,14 +58,18 @@ def test_environment_variable_is_validated():
         capture_output=True,
         text=True,
     )
-    assert "CTXFAST_BACKEND must be one of auto, native, triton, reference, got 'quick'" in run.stderr
+    assert (
+        "CTXFAST_BACKEND must be one of auto, native, triton, reference, got 'quick'" in run.stderr
+    )
 
 
 def test_explain_names_what_ran_and_why_not_the_others():
     x, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     explanation = ctxfast.explain(ops.linear, x, weight)
     assert explanation.ran("linear") == {"reference"}
-    assert explanation.reasons["linear", "onednn"] == "dtype torch.float64 is not float32 or bfloat16"
+    assert (
+        explanation.reasons["linear", "onednn"] == "dtype torch.float64 is not float32 or bfloat16"
+    )
     assert "linear" in str(explanation) and "reference" in str(explanation)
 
 

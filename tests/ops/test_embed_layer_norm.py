@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from tests.oracle import assert_matches
 from tests.ops.implementations import only
+from tests.oracle import assert_matches
 
 
 def tables(size, dtype=torch.float32):
-    return [torch.randn(shape).to(dtype) for shape in ((11, size), (2, size), (9, size), (size,), (size,))]
+    return [
+        torch.randn(shape).to(dtype)
+        for shape in ((11, size), (2, size), (9, size), (size,), (size,))
+    ]
 
 
 def ids(shape, integer=torch.int64):
@@ -60,9 +63,13 @@ def test_ids_outside_their_table_are_named(backend, which, value, message):
 
 def test_gradients_equal_torch_modules():
     numbers, parameters = ids((4, 6)), [p.double().requires_grad_() for p in tables(8)]
-    lookups = [torch.nn.functional.embedding(i, t) for i, t in zip(numbers, parameters[:3], strict=True)]
+    lookups = [
+        torch.nn.functional.embedding(i, t) for i, t in zip(numbers, parameters[:3], strict=True)
+    ]
     expected = torch.nn.functional.layer_norm(sum(lookups), (8,), *parameters[3:], 1e-12)
     grad = torch.randn(4, 6, 8, dtype=torch.float64)
-    found = torch.autograd.grad(ops.embed_layer_norm(*numbers, *parameters, 1e-12), parameters, grad)
+    found = torch.autograd.grad(
+        ops.embed_layer_norm(*numbers, *parameters, 1e-12), parameters, grad
+    )
     for a, b in zip(found, torch.autograd.grad(expected, parameters, grad), strict=True):
         torch.testing.assert_close(a, b)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from tests.oracle import assert_matches
 from tests.ops.implementations import only
+from tests.oracle import assert_matches
 
 BACKENDS = ["native", "triton"]
 
@@ -26,7 +26,11 @@ def test_matches_float64(backend, dtype, size, with_residual):
         result = ops.add_layer_norm(x, residual, weight, bias, 1e-12)
     eager = reference.add_layer_norm(x, residual, weight, bias, 1e-12)
     exact = reference.add_layer_norm(
-        x.double(), None if residual is None else residual.double(), weight.double(), bias.double(), 1e-12
+        x.double(),
+        None if residual is None else residual.double(),
+        weight.double(),
+        bias.double(),
+        1e-12,
     )
     if size == 1:  # the variance is exactly 0, the result exactly the bias
         assert torch.equal(result, bias.expand(7, 1))
@@ -49,10 +53,16 @@ def test_large_offsets_do_not_cancel(backend):
 def test_layouts_empty_rows_and_nan(backend):
     weight, bias = torch.randn(6), torch.randn(6)
     with only(backend):
-        for x in (torch.randn(6, 5).t(), torch.randn(2, 3, 12)[..., ::2], torch.randn(6).expand(3, 6)):
+        for x in (
+            torch.randn(6, 5).t(),
+            torch.randn(2, 3, 12)[..., ::2],
+            torch.randn(6).expand(3, 6),
+        ):
             residual = torch.randn(x.shape)
             expected = reference.add_layer_norm(x, residual, weight, bias, 1e-5)
-            torch.testing.assert_close(ops.add_layer_norm(x, residual, weight, bias, 1e-5), expected)
+            torch.testing.assert_close(
+                ops.add_layer_norm(x, residual, weight, bias, 1e-5), expected
+            )
         assert ops.add_layer_norm(torch.randn(0, 6), None, weight, bias, 1e-5).shape == (0, 6)
         x = torch.randn(4, 6)
         x[1, 2] = float("nan")
@@ -77,15 +87,32 @@ def test_dropout_depends_on_coordinates_alone():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"residual": torch.ones(2, 5)}, ValueError, r"residual must be \(2, 4\), got shape \(2, 5\)"),
+        (
+            {"residual": torch.ones(2, 5)},
+            ValueError,
+            r"residual must be \(2, 4\), got shape \(2, 5\)",
+        ),
         ({"weight": torch.ones(5)}, ValueError, r"weight must be \(4,\), got shape \(5,\)"),
         ({"input": torch.ones(2, 4, dtype=torch.int32)}, TypeError, "input must be floating point"),
         ({"dropout_p": 1.5}, ValueError, r"dropout_p must be in \[0, 1\], got 1.5"),
-        ({"dropout_p": 0.5, "seed": torch.ones(2)}, ValueError, r"seed must be an int64 tensor \[1\]"),
-        ({"dropout_p": 0.5, "positions": torch.ones(3)}, ValueError, r"positions must be integers \(2,\)"),
+        (
+            {"dropout_p": 0.5, "seed": torch.ones(2)},
+            ValueError,
+            r"seed must be an int64 tensor \[1\]",
+        ),
+        (
+            {"dropout_p": 0.5, "positions": torch.ones(3)},
+            ValueError,
+            r"positions must be integers \(2,\)",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(change, error, message):
-    call = {"input": torch.ones(2, 4), "residual": None, "weight": torch.ones(4), "bias": torch.ones(4)}
+    call = {
+        "input": torch.ones(2, 4),
+        "residual": None,
+        "weight": torch.ones(4),
+        "bias": torch.ones(4),
+    }
     with pytest.raises(error, match=f"^add_layer_norm: {message}"):
         ops.add_layer_norm(**{**call, "eps": 1e-5, **change})

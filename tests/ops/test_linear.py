@@ -7,8 +7,8 @@ import torch
 
 from ctxfast import ops, reference
 from ctxfast.ops import _onednn
-from tests.oracle import assert_matches
 from tests.ops.implementations import only
+from tests.oracle import assert_matches
 
 SHAPES = [(1, 1, 1), (5, 7, 3), (16, 64, 48), (33, 130, 257)]
 
@@ -24,7 +24,9 @@ def arguments(rows, k, n, dtype):
 @pytest.mark.parametrize("packed", [False, True])
 def test_matches_float64(shape, activation, dtype, packed):
     x, weight, bias, residual = arguments(*shape, dtype)
-    copy = _onednn.pack(weight, shape[0]) if packed and _onednn.unavailable_reason() is None else None
+    copy = (
+        _onednn.pack(weight, shape[0]) if packed and _onednn.unavailable_reason() is None else None
+    )
     for with_bias in (None, bias):
         for with_residual in (None, residual):
             call = {"activation": activation, "residual": with_residual}
@@ -33,7 +35,10 @@ def test_matches_float64(shape, activation, dtype, packed):
             eager = reference.linear(x, weight, with_bias, **call)
             call["residual"] = None if with_residual is None else with_residual.double()
             exact = reference.linear(
-                x.double(), weight.double(), None if with_bias is None else with_bias.double(), **call
+                x.double(),
+                weight.double(),
+                None if with_bias is None else with_bias.double(),
+                **call,
             )
             assert_matches(result, eager, exact)
 
@@ -53,7 +58,9 @@ def test_gradients_match_float64(activation):
         found = gradients(ops.linear, torch.float32)
     eager = gradients(reference.linear, torch.float32)
     exact = gradients(reference.linear, torch.float64)
-    for name, *three in zip(("input", "weight", "bias", "residual"), found, eager, exact, strict=True):
+    for name, *three in zip(
+        ("input", "weight", "bias", "residual"), found, eager, exact, strict=True
+    ):
         assert_matches(*three, name=name)
 
 
@@ -63,7 +70,9 @@ def test_layouts_and_empty_inputs():
         torch.testing.assert_close(ops.linear(x, weight, bias), x @ weight.t() + bias)
     assert ops.linear(torch.randn(0, 4), weight, bias).shape == (0, 6)
     assert ops.linear(torch.randn(2, 0, 4), weight, bias).shape == (2, 0, 6)
-    torch.testing.assert_close(ops.linear(torch.randn(2, 0), torch.randn(6, 0), bias), bias.expand(2, 6))
+    torch.testing.assert_close(
+        ops.linear(torch.randn(2, 0), torch.randn(6, 0), bias), bias.expand(2, 6)
+    )
     assert ops.linear(torch.randn(4), weight).shape == (6,)
 
 
@@ -77,8 +86,16 @@ def test_nan_stays_in_its_row():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"activation": "swish"}, ValueError, "activation must be None or one of 'gelu', .* got 'swish'"),
-        ({"input": torch.ones(2, 5)}, ValueError, r"input must be \[..., 4\] .* got shape \(2, 5\)"),
+        (
+            {"activation": "swish"},
+            ValueError,
+            "activation must be None or one of 'gelu', .* got 'swish'",
+        ),
+        (
+            {"input": torch.ones(2, 5)},
+            ValueError,
+            r"input must be \[..., 4\] .* got shape \(2, 5\)",
+        ),
         ({"input": torch.ones(2, 4, dtype=torch.int64)}, TypeError, "input must be floating point"),
         ({"weight": torch.ones(3, 4).double()}, TypeError, "weight must have the dtype of input"),
         ({"bias": torch.ones(4)}, ValueError, r"bias must be \[3\], got shape \(4,\)"),

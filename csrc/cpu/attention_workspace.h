@@ -1,0 +1,115 @@
+// Block sizes of the attention kernels and how they divide their scratch memory.
+#pragma once
+
+#include "cpu/attention_scores.h"
+
+CTXFAST_NAMESPACE_BEGIN
+
+constexpr int64_t kForwardStep = 24;       // query rows whose scores are computed together
+constexpr int64_t kForwardRowLimit = 240;  // query rows of a task that keeps running state
+constexpr int64_t kBackwardStep = 48;
+constexpr int64_t kBackwardRowLimit = 480;
+
+// Keys per block: what is packed of a block stays in the second cache level.
+constexpr int64_t kLongestBlock = 512;
+CTXFAST_INLINE int64_t keys_per_block(int64_t head_dim) {
+  return head_dim <= 64 ? 512 : head_dim <= 128 ? 256 : 128;
+}
+
+// Hands out pieces of a block of memory; without one it only counts.
+class Divider {
+ public:
+  explicit Divider(void* memory) : start_(static_cast<char*>(memory)) {}
+  template <typename P>
+  P* take(int64_t count) {
+    P* piece = start_ == nullptr ? nullptr : reinterpret_cast<P*>(start_ + used_);
+    used_ += round_up(count * int64_t(sizeof(P)), 64);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* start_;
+  int64_t used_ = 0;
+};
+
+struct AttentionSizes {
+  int64_t block;       // keys
+  int64_t words;       // of a row of head_dim elements
+  int64_t width;       // head_dim rounded up to whole vectors
+  int64_t rows;        // most query rows of a task
+  int64_t state_rows;  // most query rows of a task that keeps something for each of them
+};
+
+template <typename Storage>
+struct ForwardWorkspace {
+  using T = Compute<Storage>;
+  using Word = WordOf<Storage>;
+  Word *keys, *values, *queries;
+  T *scores, *state, *maximum, *sum, *rescale;
+  int64_t bytes;
+
+  ForwardWorkspace(void* memory, const AttentionSizes& sizes) {
+    Divider divider(memory);
+    keys = divider.take<Word>(sizes.block * sizes.words);
+    values = divider.take<Word>(sizes.block * sizes.width);
+    queries = divider.take<Word>(kForwardStep * sizes.words);
+    scores = divider.take<T>(kForwardStep * sizes.block);
+    state = divider.take<T>(kForwardRowLimit * sizes.width);
+    maximum = divider.take<T>(kForwardRowLimit);
+    sum = divider.take<T>(kForwardRowLimit);
+    rescale = divider.take<T>(kForwardStep);
+    bytes = divider.used();
+  }
+};
+
+template <typename Storage>
+struct BackwardWorkspace {
+  using T = Compute<Storage>;
+  using Word = WordOf<Storage>;
+  Word *keys, *values, *key_columns;  // of the block: transposed, transposed, by rows
+  Word *query_rows, *query_columns, *grad_rows, *grad_columns;  // of the step: operands A and B
+  T *scores, *grad_scores;                                      // [step, block]
+  Word* grad_pairs;
+  T *grad_keys, *grad_values;              // sums of the block
+  T* grad_queries;                         // sums of the task
+  T *lse, *correction, *delta, *grad_lse;  // of the task's query rows
+  uint8_t* live;
+  int64_t bytes;
+
+  BackwardWorkspace(void* memory, const AttentionSizes& sizes) {
+    constexpr bool kPairs = Arithmetic<Storage>::kPack == 2;
+    Divider divider(memory);
+    keys = divider.take<Word>(sizes.block * sizes.words);
+    values = divider.take<Word>(sizes.block * sizes.words);
+    key_columns = divider.take<Word>(sizes.block * sizes.width);
+    query_columns = divider.take<Word>(kBackwardStep * sizes.width);
+    grad_columns = divider.take<Word>(kBackwardStep * sizes.width);
+    query_rows = kPairs ? divider.take<Word>(kBackwardStep * sizes.words) : query_columns;
+    grad_rows = kPairs ? divider.take<Word>(kBackwardStep * sizes.words) : grad_columns;
+    scores = divider.take<T>(kBackwardStep * sizes.block);
+    grad_scores = divider.take<T>(kBackwardStep * sizes.block);
+    grad_pairs = kPairs ? divider.take<Word>(kBackwardStep * sizes.block / 2) : nullptr;
+    grad_keys = divider.take<T>(sizes.block * sizes.width);
+    grad_values = divider.take<T>(sizes.block * sizes.width);
+    grad_queries = divider.take<T>(sizes.state_rows * sizes.width);
+    lse = divider.take<T>(sizes.rows);
+    correction = divider.take<T>(sizes.rows);
+    delta = divider.take<T>(sizes.rows);
+    grad_lse = divider.take<T>(sizes.rows);
+    live = divider.take<uint8_t>(sizes.rows);
+    bytes = divider.used();
+  }
+};
+
+// Zeroes rows [begin, end) of a packed tensor.
+template <typename Storage>
+CTXFAST_INLINE void clear_packed_rows(const AttentionArgs& args, void* base,
+                                      const int64_t (&stride)[3], int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t head = 0; head < args.heads; ++head)
+      __builtin_memset(static_cast<Storage*>(base) + head * stride[1] + row * stride[2], 0,
+                       args.head_dim * sizeof(Storage));
+}
+
+CTXFAST_NAMESPACE_END

@@ -1,0 +1,214 @@
+"""What must hold between two attention calls: bitwise repetition, and results that follow a change of the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ctxfast import ops
+from tests.ops.attention_cases import BACKENDS, Case, build, run
+from tests.ops.implementations import only
+
+REPEATS = 250
+
+REPEATED = {
+    "padded": Case(
+        batch=3,
+        heads=2,
+        seqlen_q=33,
+        seqlen_k=70,
+        head_dim=17,
+        bias=(0, 1, 1, 1),
+        key_padding="prefix",
+        dropout_p=0.1,
+    ),
+    "long": Case(batch=1, heads=1, seqlen_q=300, seqlen_k=320, head_dim=8, bias=(0, 0, 0, 1)),
+    "packed": Case(
+        lengths_q=(40, 0, 7, 21), lengths_k=(40, 0, 7, 21), tail=3, dropout_p=0.1, bias=(0, 1, 1, 1)
+    ),
+    "bfloat16": Case(batch=2, seqlen_q=50, seqlen_k=50, dtype=torch.bfloat16, bias=(0, 0, 1, 1)),
+}
+
+
+def assert_same_bits(found, expected):
+    for name, x in found.items():
+        assert torch.equal(x, expected[name]), name
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_native_repeats_every_bit(name):
+    case = REPEATED[name]
+    inputs = build(case)
+    first = run(case, inputs, "native")
+    for _ in range(REPEATS):
+        assert_same_bits(run(case, inputs, "native"), first)
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_the_number_of_threads_changes_no_bit(name):
+    inputs = build(REPEATED[name])
+    first = run(replace(REPEATED[name], threads=1), inputs, "native")
+    for threads in (2, 3, 4, 7):
+        assert_same_bits(run(replace(REPEATED[name], threads=threads), inputs, "native"), first)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("name", REPEATED)
+def test_other_backends_repeat_every_bit(name, backend):
+    case = replace(REPEATED[name], threads=1)
+    inputs = build(case)
+    first = run(case, inputs, backend)
+    for _ in range(3):
+        assert_same_bits(run(case, inputs, backend), first)
+
+
+CASE = Case(
+    batch=3,
+    seqlen_q=20,
+    seqlen_k=70,
+    head_dim=24,
+    bias=(1, 1, 1, 1),
+    key_padding="prefix",
+    lse_grad=False,
+)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_order_of_the_keys_does_not_matter(backend):
+    inputs = build(CASE)
+    before = run(CASE, inputs, backend)
+    order = torch.randperm(CASE.seqlen_k)
+    inputs.key, inputs.value = inputs.key[:, :, order], inputs.value[:, :, order]
+    inputs.bias = inputs.bias[..., order]
+    inputs.arguments["key_padding_mask"] = inputs.arguments["key_padding_mask"][:, order]
+    after = run(CASE, inputs, backend)
+    for name in ("output", "lse", "dquery"):
+        torch.testing.assert_close(after[name], before[name], msg=name)
+    for name in ("dkey", "dvalue"):
+        torch.testing.assert_close(after[name], before[name][:, :, order], msg=name)
+    torch.testing.assert_close(after["dbias"], before["dbias"][..., order])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_order_of_heads_and_rows_does_not_matter(backend):
+    inputs = build(CASE)
+    before = run(CASE, inputs, backend)
+    order = torch.randperm(CASE.seqlen_q)
+    inputs.query, inputs.grad_output = (
+        x[:, :, order].flip(1) for x in (inputs.query, inputs.grad_output)
+    )
+    inputs.key, inputs.value, inputs.bias = (
+        x.flip(1) for x in (inputs.key, inputs.value, inputs.bias[:, :, order])
+    )
+    after = run(CASE, inputs, backend)
+    for name in ("output", "dquery", "dbias"):
+        torch.testing.assert_close(after[name].flip(1), before[name][:, :, order], msg=name)
+    for name in ("dkey", "dvalue"):
+        torch.testing.assert_close(after[name].flip(1), before[name], msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sequence_gives_the_same_alone_as_in_a_batch(backend):
+    inputs = build(CASE)
+    together = run(CASE, inputs, backend)
+    for b in range(CASE.batch):
+        alone = build(CASE)
+        for name in ("query", "key", "value", "bias", "grad_output"):
+            setattr(alone, name, getattr(inputs, name)[b : b + 1])
+        mask = inputs.arguments["key_padding_mask"][b : b + 1]
+        alone.arguments = dict(inputs.arguments, key_padding_mask=mask)
+        for name, x in run(CASE, alone, backend).items():
+            torch.testing.assert_close(x, together[name][b : b + 1], msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_padding_changes_nothing(backend):
+    inputs = build(CASE)
+    before = run(CASE, inputs, backend)
+    extra = 61
+    inputs.key, inputs.value = (
+        torch.nn.functional.pad(x, (0, 0, 0, extra), value=float("nan"))
+        for x in (inputs.key, inputs.value)
+    )
+    inputs.bias = torch.nn.functional.pad(inputs.bias, (0, extra), value=3.0)
+    mask = inputs.arguments["key_padding_mask"]
+    inputs.arguments["key_padding_mask"] = torch.nn.functional.pad(mask, (0, extra))
+    after = run(CASE, inputs, backend)
+    for name in ("output", "lse", "dquery"):
+        torch.testing.assert_close(after[name], before[name], msg=name)
+    for name in ("dkey", "dvalue"):
+        torch.testing.assert_close(after[name][:, :, :70], before[name], msg=name)
+        assert (after[name][:, :, 70:] == 0).all()
+    torch.testing.assert_close(after["dbias"][..., :70], before["dbias"])
+    assert (after["dbias"][..., 70:] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_ways_to_hide_a_key_agree(backend):
+    """Padding mask, bool mask and -inf: one meaning; so for causal and window as masks."""
+    inputs = build(replace(CASE, key_padding="none", bias=None))
+    tensors = (inputs.query, inputs.key, inputs.value)
+    mask = torch.arange(70) < torch.tensor([[70], [0], [33]])
+    i, j = torch.arange(20)[:, None], torch.arange(70)
+    band = (j >= i - 2) & (j <= i + 30)
+    added = torch.zeros(3, 1, 1, 70).masked_fill(~mask[:, None, None], -torch.inf)
+    with only(backend):
+        padding = ops.attention_with_lse(*tensors, key_padding_mask=mask)
+        same = [
+            ops.attention_with_lse(*tensors, attn_mask=mask[:, None, None]),
+            ops.attention_with_lse(*tensors, bias=added),
+        ]
+        window = ops.attention_with_lse(*tensors, window_size=(2, 30))
+        banded = ops.attention_with_lse(*tensors, attn_mask=band)
+        causal = ops.attention_with_lse(*tensors, is_causal=True)
+        lower = ops.attention_with_lse(*tensors, window_size=(-1, 0))
+    pairs = [(x, padding) for x in same] + [(window, banded), (causal, lower)]
+    for pair in pairs:
+        for a, b in zip(*pair, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_is_linear_in_the_values_and_shifts_with_the_scores(backend):
+    inputs = build(replace(CASE, key_padding="none", bias=None))
+    q, k, v = inputs.query, inputs.key, inputs.value
+    with only(backend):
+        output, lse = ops.attention_with_lse(q, k, v)
+        doubled = ops.attention(q, k, 2 * v)
+        constant = ops.attention(q, k, torch.full_like(v, 0.75))
+        shifted, shifted_lse = ops.attention_with_lse(q, k, v, bias=torch.full((1, 1), 5.0))
+    assert torch.equal(doubled, 2 * output)  # a power of two changes no rounding
+    torch.testing.assert_close(constant, torch.full_like(constant, 0.75))
+    torch.testing.assert_close(shifted, output)
+    torch.testing.assert_close(shifted_lse, lse + 5.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_a_row_sum_to_what_they_must(backend):
+    """Softmax ignores a shift of its scores: the bias gradient of every row sums to the gradient of lse."""
+    case = replace(CASE, lse_grad=True, key_padding="none")
+    inputs = build(case)
+    found = run(case, inputs, backend)["dbias"].sum(-1)
+    torch.testing.assert_close(found, inputs.grad_lse, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_halves_of_the_keys_combine_through_lse(backend):
+    """The identity behind ring and chunked attention, gradients of lse included."""
+    inputs = build(replace(CASE, key_padding="none", bias=None))
+    leaves = [x.clone().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
+    q, k, v = leaves
+    with only(backend):
+        whole = ops.attention(q, k, v)
+        expected = torch.autograd.grad(whole, leaves, inputs.grad_output)
+        parts = [
+            ops.attention_with_lse(q, k[:, :, s], v[:, :, s]) for s in (slice(0, 30), slice(30, 70))
+        ]
+        weights = torch.softmax(torch.stack([lse for _, lse in parts]), 0)[..., None]
+        combined = sum(w * output for w, (output, _) in zip(weights, parts, strict=True))
+        gradients = torch.autograd.grad(combined, leaves, inputs.grad_output)
+    torch.testing.assert_close(combined, whole)
+    for found, gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, gradient, atol=1e-5, rtol=1e-4)
