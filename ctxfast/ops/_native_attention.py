@@ -64,6 +64,7 @@ class _Attention:
         window_right: int,
         dropout_p: float,
         scale: float,
+        *,
         cu_seqlens: tuple[Tensor, Tensor] | None = None,
         max_seqlens: tuple[int, int] = (0, 0),
     ):
@@ -119,13 +120,15 @@ class _Attention:
             return x, (0, x.stride(1), x.stride(0))
         shape = (self.batch, seqlen, self.heads, self.head_dim)
         x = torch.empty(shape, dtype=self.dtype).transpose(1, 2)
-        return x, x.stride()[:3]
+        batch, head, row, _ = x.stride()
+        return x, (batch, head, row)
 
     def check(self, op: str, status: tuple[int, int, int] | None) -> None:
         if status is not None and status[0] == _NOT_MONOTONE:
             name = ("cu_seqlens_q", "cu_seqlens_k")[status[1]]
             offsets, rows = self.tensors[6 + status[1]], (self.seqlen_q, self.seqlen_k)[status[1]]
             longest = self.numbers[7 + status[1]]
+            assert offsets is not None
             begin, end = offsets[status[2] : status[2] + 2].tolist()
             raise ValueError(
                 f"{op}: {name} must rise from 0 to at most {rows} by at most max_seqlen {longest}, "
@@ -218,7 +221,9 @@ def attention_varlen_forward(
 ) -> tuple[Tensor, Tensor]:
     """Arguments of the registered operator; output [T, H, D] and lse [H, T]. Checks the offsets."""
     cu_seqlens, max_seqlens = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
-    call = _Attention(query, key, value, None, None, *arguments, cu_seqlens, max_seqlens)
+    call = _Attention(
+        query, key, value, None, None, *arguments, cu_seqlens=cu_seqlens, max_seqlens=max_seqlens
+    )
     return call.forward("attention_varlen")
 
 
@@ -276,6 +281,16 @@ def attention_varlen_backward(
 ) -> Gradients:
     """As `attention_backward` for packed sequences; gradients [T, H, D], rows past the last offset are zero."""
     cu_seqlens, max_seqlens = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
-    call = _Attention(query, key, value, None, None, bias, *arguments[:-1], cu_seqlens, max_seqlens)
+    call = _Attention(
+        query,
+        key,
+        value,
+        None,
+        None,
+        bias,
+        *arguments[:-1],
+        cu_seqlens=cu_seqlens,
+        max_seqlens=max_seqlens,
+    )
     needed = bias if arguments[-1] else None
     return call.backward("attention_varlen", grad_output, grad_lse, output, lse, needed)

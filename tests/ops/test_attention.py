@@ -54,7 +54,8 @@ FEATURES = {
         grad_memory="transposed",
     ),
 }
-PLACES = [(b, dtype) for b in BACKENDS for dtype in DTYPES[b]]
+# The interpreter is slow: half precision runs there through the head sizes and the fuzz.
+PLACES = [(b, dtype) for b in BACKENDS for dtype in DTYPES[b][: 2 if b == "triton" else None]]
 
 
 @pytest.mark.parametrize(("backend", "dtype"), PLACES, ids=str)
@@ -101,7 +102,8 @@ def test_head_sizes_above_256_run_on_the_reference():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bias_gradient_of_every_broadcast_shape(backend):
-    for bias in product((0, 1), repeat=4):
+    shapes = list(product((0, 1), repeat=4))
+    for bias in shapes[::3] if backend == "triton" else shapes:
         check(Case(heads=3, seqlen_q=5, seqlen_k=9, bias=bias, key_padding="prefix"), backend)
 
 

@@ -1,0 +1,266 @@
+"""Every attention kernel of the launch tables, compiled ahead of time for GPUs that are not there.
+
+python -m ctxfast.ops._aot_attention             a Markdown table of the variants that the tests compile
+python -m ctxfast.ops._aot_attention --full      of all variants
+python -m ctxfast.ops._aot_attention --json      one JSON object a line instead
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+
+from ctxfast.kernels import attention_tables as tables
+from ctxfast.kernels.attention import attention_fwd
+from ctxfast.kernels.attention_bwd_bias import attention_bwd_bias
+from ctxfast.kernels.attention_bwd_key import attention_bwd_key
+from ctxfast.kernels.attention_bwd_query import attention_bwd_delta, attention_bwd_query
+from ctxfast.kernels.attention_tables import GRANULE, Features, Launch
+from ctxfast.ops._aot import Resources, compile_kernel
+
+KERNELS = {
+    "forward": attention_fwd,
+    "backward delta": attention_bwd_delta,
+    "backward query": attention_bwd_query,
+    "backward key": attention_bwd_key,
+    "backward one block": attention_bwd_key,
+    "backward bias": attention_bwd_bias,
+}
+_OPTIONAL = {
+    "cu_seqlens_q_ptr": "varlen",
+    "cu_seqlens_k_ptr": "varlen",
+    "tile_ptr": "varlen",
+    "key_mask_ptr": "key_mask",
+    "key_range_ptr": "key_mask",
+    "mask_ptr": "attn_mask",
+    "bias_ptr": "bias",
+    "seed_ptr": "dropout",
+}
+_TYPES = {
+    "scale": "fp32",
+    "keep_scale": "fp32",
+    "lse_ptr": "*fp32",
+    "shifted_lse_ptr": "*fp32",
+    "delta_ptr": "*fp32",
+    "grad_lse_ptr": "*fp32",
+    "cu_seqlens_q_ptr": "*i32",
+    "cu_seqlens_k_ptr": "*i32",
+    "tile_ptr": "*i32",
+    "key_mask_ptr": "*i32",
+    "key_range_ptr": "*i32",
+    "mask_ptr": "*u8",
+    "seed_ptr": "*i64",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One kernel of the launch tables. length: the sequence length that chose the launch parameters."""
+
+    kernel: str
+    arch: int
+    dtype: str
+    features: Features
+    length: int
+
+    @property
+    def launch(self) -> Launch | None:
+        """None where the tables hold no such kernel."""
+        key = (self.arch, self.dtype, self.features)
+        if self.kernel == "forward":
+            return tables.forward_launch(*key, self.length)
+        if self.kernel == "backward delta":
+            return tables.delta_launch(self.features)
+        if self.kernel == "backward query":
+            return tables.query_launch(*key)
+        if self.kernel == "backward key":
+            return tables.key_launch(*key)
+        if self.kernel == "backward one block":
+            return tables.one_block_launch(*key, self.length)
+        return tables.bias_launch(*key) if self.features.bias else None
+
+    def compile(self) -> Resources:
+        """Compile with strides divisible by 16 and masks and biases contiguous along the keys."""
+        kernel, launch = KERNELS[self.kernel], self.launch
+        assert launch is not None
+        constants: dict[str, Any] = {
+            **self.features.constants(),
+            **launch.constants(),
+            "GRANULE": GRANULE,
+            "ONE_BLOCK": self.kernel == "backward one block",
+            "SUM_B": True,  # a bias shared over the batch
+            "SUM_H": False,
+            "SUM_M": self.features.bias == 2,
+            "SUM_N": False,
+        }
+        for name, feature in _OPTIONAL.items():
+            if not getattr(self.features, feature):
+                constants[name] = None
+        if self.kernel == "backward key":
+            constants["dq_ptr"] = None
+        if self.kernel == "backward one block":
+            constants["tile_ptr"] = None
+        for name in ("bias", "mask"):
+            constants[f"stride_{name}_n"] = 1
+        constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
+        pointers = (name for name in kernel.arg_names if name.endswith("_ptr"))
+        types = {**{name: f"*{self.dtype}" for name in pointers}, **_TYPES}
+        return compile_kernel(kernel, self.arch, types, constants, launch.options())
+
+
+def _features(names: str, head_dim: int) -> Features:
+    """From "window dropout", "varlen bias", "key bias", ..."""
+    flags: dict[str, Any] = {}
+    for name in names.split():
+        if name == "key":
+            flags["bias"] = 2
+        elif name == "bias":
+            flags["bias"] = flags.get("bias", 1)
+        elif name != "plain":
+            flags[name] = True
+    return Features(head_dim, **flags)
+
+
+_SUBSET = (
+    ("forward", "bf16", 64, 512, ("plain", "varlen dropout", "key_mask window", "bias dropout")),
+    ("forward", "bf16", 128, 512, ("key_mask dropout",)),
+    ("backward query", "bf16", 64, 512, ("plain", "varlen dropout")),
+    ("backward key", "bf16", 64, 512, ("plain", "varlen dropout")),
+    ("backward key", "bf16", 128, 512, ("key_mask dropout",)),
+    ("backward one block", "bf16", 64, 128, ("plain", "key_mask dropout")),
+)
+_ALL_FEATURES = (
+    "plain",
+    "varlen",
+    "key_mask",
+    "window",
+    "varlen window",
+    "key_mask window",
+    "attn_mask",
+    "bias",
+    "key bias",
+    "varlen bias",
+    "attn_mask key_mask bias window",
+)
+_LENGTHS = {"forward": (128, 512), "backward one block": (64, 128)}
+
+
+def subset() -> Iterator[Variant]:
+    """The variants of the ordinary test run."""
+    for kernel, dtype, head_dim, length, combinations in _SUBSET:
+        for names in combinations:
+            for arch in (80, 90, 100):
+                yield Variant(kernel, arch, dtype, _features(names, head_dim), length)
+
+
+def everything() -> Iterator[Variant]:
+    """Every kernel, architecture, head size and precision, for the combinations of features that differ in kind."""
+    for kernel in KERNELS:
+        for arch in (80, 86, 90, 100):
+            for dtype in ("bf16", "fp32"):
+                for head_dim in (16, 32, 64, 128, 256):
+                    for names in _ALL_FEATURES:
+                        for drop in ("", " dropout"):
+                            features = _features(names + drop, head_dim)
+                            for length in _LENGTHS.get(kernel, (512,)):
+                                variant = Variant(kernel, arch, dtype, features, length)
+                                if variant.launch is not None:
+                                    yield variant
+
+
+def scores_per_loop(variant: Variant) -> float:
+    """Scores that one thread handles in one step of its inner loop."""
+    launch = variant.launch
+    assert launch is not None
+    return launch.block_m * launch.block_n / (32 * launch.num_warps)
+
+
+def per_score(variant: Variant, resources: Resources) -> float | None:
+    """Instructions per score in the loop over blocks that need no mask: the shorter of the two large loops."""
+    if not resources.loops or variant.kernel == "backward delta":
+        return None
+    steps = [n for n in resources.loops if n > resources.loops[0] / 3]
+    return min(steps) / scores_per_loop(variant)
+
+
+def record(variant: Variant) -> dict[str, Any]:
+    """What the tests and the table read of one variant."""
+    resources, launch = variant.compile(), variant.launch
+    assert launch is not None
+    instructions = per_score(variant, resources)
+    return {
+        "kernel": variant.kernel,
+        "arch": variant.arch,
+        "dtype": variant.dtype,
+        "head_dim": variant.features.head_dim,
+        "features": describe(variant.features),
+        "length": variant.length,
+        "dropout": variant.features.dropout,
+        **dataclasses.asdict(launch),
+        "registers": resources.registers,
+        "stack": resources.stack,
+        "shared": resources.shared,
+        "matmul": resources.matmul,
+        "per_score": None if instructions is None else round(instructions, 1),
+    }
+
+
+def describe(features: Features) -> str:
+    names = ["varlen", "key_mask", "attn_mask", "window", "dropout"]
+    found = [name for name in names if getattr(features, name)]
+    if features.bias:
+        found.append("bias" if features.bias == 1 else "key bias")
+    return " ".join(found) or "plain"
+
+
+_COLUMNS = {
+    "kernel": "kernel",
+    "arch": "sm",
+    "dtype": "dtype",
+    "head_dim": "D",
+    "features": "features",
+    "tile": "tile",
+    "num_warps": "warps",
+    "num_stages": "stages",
+    "registers": "registers",
+    "stack": "stack",
+    "shared": "shared, bytes",
+    "matmul": "tensor cores",
+    "per_score": "instructions per score",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Resources of the attention kernels, by sm_80 ...")
+    parser.add_argument("--full", action="store_true", help="all variants, not the tested subset")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments = parser.parse_args()
+    if triton.knobs.runtime.interpret:
+        sys.exit("_aot_attention: TRITON_INTERPRET must be off")
+    if not arguments.json:
+        print("# Attention kernels, compiled ahead of time\n")
+        print(
+            f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention`. No GPU took part."
+        )
+        print(
+            "Instructions per score: one step of the loop without masks, per thread, over its scores.\n"
+        )
+        print("| " + " | ".join(_COLUMNS.values()) + " |")
+        print("|" + "---|" * len(_COLUMNS))
+    for variant in everything() if arguments.full else subset():
+        row = record(variant)
+        row["tile"] = f"{row['block_m']} x {row['block_n']}"
+        if arguments.json:
+            print(json.dumps(row), flush=True)
+        else:
+            print("| " + " | ".join(str(row[name]) for name in _COLUMNS) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
