@@ -53,9 +53,13 @@ def add_layer_norm_fwd(
 
 @triton.jit
 def _embedding(table_ptr, index, size, n, inside, N: tl.constexpr):
+    index = tl.to_tensor(index).to(tl.int64)
     exists = (index >= 0) & (index < size)
-    place = table_ptr + index.to(tl.int64) * N + n
-    return tl.load(place, mask=inside & exists, other=float("nan")).to(tl.float32)
+    place = (
+        table_ptr + tl.where(exists, index, 0) * N + n
+    )  # row 0 stands in for a row that does not exist
+    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    return x + tl.where(exists, 0.0, float("nan"))
 
 
 @triton.jit

@@ -27,7 +27,7 @@ def round_to(x, dtype: tl.constexpr):
     """float32 to dtype, to nearest even."""
     if INTERPRET and dtype == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
-        bits += 0x7FFF + ((bits >> 16) & 1)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
     return x.to(dtype)
 

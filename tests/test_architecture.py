@@ -28,7 +28,7 @@ ALLOWED = {
     "integrations": {"integrations", "bert", "nn", "ops", "packed"},
     "info": {"ops"},
     "demo": {"bert", "ops", "packed", "info", "examples"},
-    "examples": {"examples", "bert", "nn", "ops", "embeddings", "packed"},
+    "examples": {"examples", "demo", "bert", "nn", "ops", "embeddings", "packed"},
     "cli": {"cli", "benchmarks", "bert", "embeddings", "info", "demo", "ops", "explanation"},
     "benchmarks": {"benchmarks", "bert", "nn", "ops", "reference", "packed", "explanation"},
 }

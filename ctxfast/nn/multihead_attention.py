@@ -161,7 +161,6 @@ class MultiheadAttention(PackedModule, nn.MultiheadAttention):
         )
         return (
             self.bias_k is not None
-            or self.bias_v is not None
             or self.add_zero_attn
             or not all(is_ordinary(parameter) for parameter in parameters)
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ _SUBSET = (
     ("backward key", "bf16", 128, 512, ("key_mask dropout",)),
     ("backward one block", "bf16", 64, 128, ("plain", "key_mask dropout")),
 )
-_ALL_FEATURES = (
+_COMBINATIONS = (
     "plain",
     "varlen",
     "key_mask",
@@ -148,7 +149,15 @@ _ALL_FEATURES = (
     "varlen bias",
     "attn_mask key_mask bias window",
 )
-_LENGTHS = {"forward": (128, 512), "backward one block": (64, 128)}
+_EXTREMES = ("plain", "varlen window", "attn_mask key_mask bias window")
+_GRID = (  # dtype, head sizes, architectures, features, each with and without dropout
+    ("bf16", (64, 128), (80, 90, 100), _COMBINATIONS),
+    ("bf16", (16, 32, 256), (80, 90, 100), _EXTREMES),
+    ("fp32", (64, 128), (80, 90, 100), _EXTREMES),
+    ("bf16", (64, 128, 256), (86,), _EXTREMES),
+    ("fp32", (64, 256), (86,), _EXTREMES),
+)
+_LENGTHS = (64, 128, 512)
 
 
 def subset() -> Iterator[Variant]:
@@ -160,18 +169,17 @@ def subset() -> Iterator[Variant]:
 
 
 def everything() -> Iterator[Variant]:
-    """Every kernel, architecture, head size and precision, for the combinations of features that differ in kind."""
-    for kernel in KERNELS:
-        for arch in (80, 86, 90, 100):
-            for dtype in ("bf16", "fp32"):
-                for head_dim in (16, 32, 64, 128, 256):
-                    for names in _ALL_FEATURES:
-                        for drop in ("", " dropout"):
-                            features = _features(names + drop, head_dim)
-                            for length in _LENGTHS.get(kernel, (512,)):
-                                variant = Variant(kernel, arch, dtype, features, length)
-                                if variant.launch is not None:
-                                    yield variant
+    """Every kernel, architecture, head size and precision of the tables, with the features that differ in kind."""
+    seen = set()
+    for kernel, (dtype, sizes, architectures, combinations) in itertools.product(KERNELS, _GRID):
+        for head_dim, arch, names, drop, length in itertools.product(
+            sizes, architectures, combinations, ("", " dropout"), _LENGTHS
+        ):
+            variant = Variant(kernel, arch, dtype, _features(names + drop, head_dim), length)
+            key = (kernel, arch, dtype, variant.features, variant.launch)
+            if variant.launch is not None and key not in seen:
+                seen.add(key)
+                yield variant
 
 
 def scores_per_loop(variant: Variant) -> float:

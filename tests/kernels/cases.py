@@ -1,4 +1,4 @@
-"""One attention call through the Triton launchers, and through the reference in its dtype and in float64."""
+"""One attention call through the Triton launchers, and the same call through the reference, also in float64."""
 
 from __future__ import annotations
 
@@ -137,7 +137,17 @@ class Case:
         names = ("output", "lse", "grad_query", "grad_key", "grad_value", "grad_bias")
         eager, exact = self.exact(self.dtype), self.exact(torch.float64)
         for name, got, low, high in zip(names, results, eager, exact, strict=False):
-            assert_matches(got, low, high, name=name)
+            terms = self._bias_rounding() if name == "grad_bias" else None
+            assert_matches(got, low, high, name=name, rounding=terms)
+
+    def _bias_rounding(self) -> Tensor:
+        """What float32 rounding of each term leaves in a gradient that is a sum of terms of both signs."""
+        bias = self.arguments["bias"]
+        grid = (len(self.lengths_q), self.heads, max(self.lengths_q), max(self.lengths_k))
+        self.arguments["bias"] = bias.expand(grid)
+        terms = self.exact(torch.float64)[-1]
+        self.arguments["bias"] = bias
+        return torch.finfo(torch.float32).eps * terms.abs().sum_to_size(bias.shape)
 
 
 def offsets(lengths: list[int]) -> Tensor:

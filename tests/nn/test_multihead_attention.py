@@ -139,6 +139,16 @@ def test_attn_mask_gets_its_gradient() -> None:
     assert_equal(*found)
 
 
+def test_causal_is_taken_at_its_word() -> None:
+    ours, theirs = modules(batch_first=True)
+    inputs = tensors()
+    expected = theirs(*inputs, attn_mask=CAUSAL, need_weights=False)[0]
+    anything = torch.zeros(L, S, dtype=torch.bool)
+    for need_weights in (False, True):
+        output = ours(*inputs, attn_mask=anything, is_causal=True, need_weights=need_weights)[0]
+        assert_equal(output, expected)
+
+
 def blocked_row(floating: bool) -> Tensor:
     mask = CAUSAL.clone()
     mask[3] = True

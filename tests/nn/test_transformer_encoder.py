@@ -161,7 +161,7 @@ class OwnLayer(nn.TransformerEncoderLayer):
     """A user's layer, which counts on additive masks, as torch's encoder passes them."""
 
     def forward(self, src, src_mask=None, src_key_padding_mask=None, is_causal=False):
-        assert src_key_padding_mask.is_floating_point()
+        assert src_key_padding_mask.is_floating_point() and src_mask.is_floating_point()
         return super().forward(src, src_mask, src_key_padding_mask, is_causal) + 1
 
 
@@ -177,7 +177,7 @@ def test_own_layers_stay() -> None:
     own = OwnLayer(E, H, FF, **arguments)
     ours, theirs = TransformerEncoder(own, 2), nn.TransformerEncoder(own, 2)
     assert type(ours.layers[0]) is OwnLayer
-    results = [m(src, src_key_padding_mask=PADDING) for m in (ours, theirs)]
+    results = [m(src, mask=EACH, src_key_padding_mask=PADDING) for m in (ours, theirs)]
     assert_equal(results[0][valid], results[1][valid])
     block = OwnBlock(E, H, FF, **arguments)
     plain = TransformerEncoderLayer(E, H, FF, **arguments)

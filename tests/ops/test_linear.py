@@ -40,7 +40,12 @@ def test_matches_float64(shape, activation, dtype, packed):
                 None if with_bias is None else with_bias.double(),
                 **call,
             )
-            assert_matches(result, eager, exact)
+            z = reference.linear(
+                x.double(), weight.double(), None if with_bias is None else with_bias.double()
+            )
+            # 1 + erf(z) cancels where z is negative: its rounding, times z, stays in the result.
+            rounding = torch.finfo(dtype).eps * z if activation in ("gelu", "gelu_tanh") else None
+            assert_matches(result, eager, exact, rounding=rounding)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "tanh"])
