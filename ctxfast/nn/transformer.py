@@ -191,9 +191,9 @@ class TransformerEncoder(nn.TransformerEncoder):
     """torch.nn.TransformerEncoder on the fused operators: its arguments, parameters, masks and results.
 
     With src_key_padding_mask the output is zero in padding, whatever the mode and the layers; elsewhere it is torch's.
-    Padding is removed once, wherever it lies, at the price of one synchronisation on a GPU, and all layers run on packed
-    tokens. They run on the padded grid where a layer is of another class or has a part that need not work token by
-    token (hooks, activations or submodules of one's own), where the mask is floating with values besides 0 and -inf,
+    Padding is removed once, wherever it lies, at the price of one synchronisation on a GPU, and all layers run on
+    packed tokens. They run on the padded grid where a layer is of another class or has a part that need not work token
+    by token (hooks, activations or submodules of one's own), where the mask is floating with values besides 0 and -inf,
     and while a graph is traced. `enable_nested_tensor=False` also computes padded positions, and returns what torch
     does there. `mask_check` has no effect: any mask will do.
 

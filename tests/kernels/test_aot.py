@@ -12,6 +12,8 @@ import pytest
 
 from ctxfast.kernels import attention_tables
 
+pytestmark = pytest.mark.full  # minutes of compilation
+
 TENSOR_CORES = {80: "mma", 86: "mma", 90: "wgmma", 100: "tcgen05"}
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 STACK_LIMIT = 16  # bytes a thread; spilled registers show as more

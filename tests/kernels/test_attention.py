@@ -93,6 +93,7 @@ def test_rows_without_keys_are_zero(path: str) -> None:
     assert not case.backward(output, lse)[0][0, 0, 5].any()
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_the_smallest_float_as_a_mask() -> None:
     """finfo.min added to every score of a row leaves the row uniform, as in eager float32."""
     bias = torch.zeros(1, 1, 8, 70)
@@ -116,13 +117,13 @@ def test_empty_dimensions() -> None:
 
 def test_same_bits_every_time(path: str) -> None:
     options = dict(dropout_p=0.1, bias=torch.randn(1, 1, 70, 70))
-    case = Case(2, 16, [70] * 2, [70] * 2, options=options)
-    output, lse = case.forward()
-    first = (output, lse, *case.backward(output, lse))
-    for _ in range(2):
+    case = Case(1, 16, [70], [70], options=options)
+
+    def run() -> tuple[torch.Tensor, ...]:
         output, lse = case.forward()
-        for a, b in zip(first, (output, lse, *case.backward(output, lse)), strict=True):
-            assert torch.equal(a, b)
+        return output, lse, *case.backward(output, lse)
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
 def test_expanded_and_transposed_inputs() -> None:
