@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ctxfast.bert.classification import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 from ctxfast.bert.configuration import BertConfig
 from ctxfast.bert.model import BertModel
 from ctxfast.bert.outputs import BaseModelOutputWithPooling, ModelOutput
 from ctxfast.bert.pretrained import BertPreTrainedModel
+from ctxfast.bert.pretraining import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+)
 
 if TYPE_CHECKING:
     from ctxfast.bert.batch_encoding import BatchEncoding
@@ -23,6 +34,13 @@ __all__ = [
     "BaseModelOutputWithPooling",
     "BatchEncoding",
     "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "BertPreTrainedModel",
     "BertTokenizer",
