@@ -25,6 +25,13 @@ from tests.bert.head_cases import (  # noqa: E402
 )
 from tests.bert.model_cases import SMALL  # noqa: E402
 
+
+@pytest.fixture(autouse=True)
+def one_thread(seeded: None) -> None:
+    """These models are too small for two."""
+    torch.set_num_threads(1)
+
+
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
