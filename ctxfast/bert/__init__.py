@@ -11,8 +11,10 @@ from ctxfast.bert.classification import (
     BertForTokenClassification,
 )
 from ctxfast.bert.configuration import BertConfig
+from ctxfast.bert.masking import mask_tokens
 from ctxfast.bert.model import BertModel
 from ctxfast.bert.outputs import BaseModelOutputWithPooling, ModelOutput
+from ctxfast.bert.pairs import SentencePair, sentence_pairs
 from ctxfast.bert.pretrained import BertPreTrainedModel
 from ctxfast.bert.pretraining import (
     BertForMaskedLM,
@@ -45,6 +47,9 @@ __all__ = [
     "BertPreTrainedModel",
     "BertTokenizer",
     "ModelOutput",
+    "SentencePair",
+    "mask_tokens",
+    "sentence_pairs",
 ]
 
 
