@@ -6,10 +6,14 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
 
-#define CTXFAST_CPU_OPERATORS(apply)                                                  \
-  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs) \
-      apply(attention_forward, AttentionForwardArgs)                                  \
-          apply(attention_backward, AttentionBackwardArgs) apply(cross_entropy, CrossEntropyArgs)
+// clang-format off: one operator a line.
+#define CTXFAST_CPU_OPERATORS(apply) \
+  apply(add_layer_norm, AddLayerNormArgs) \
+  apply(attention_backward, AttentionBackwardArgs) \
+  apply(attention_forward, AttentionForwardArgs) \
+  apply(cross_entropy, CrossEntropyArgs) \
+  apply(embed_layer_norm, EmbedLayerNormArgs)
+// clang-format on
 
 namespace ctxfast {
 
