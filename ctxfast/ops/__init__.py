@@ -15,6 +15,7 @@ from ctxfast.ops.attention import (
 from ctxfast.ops.embed_layer_norm import embed_layer_norm
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
+from ctxfast.ops.lstm import bilstm, lstm
 
 __all__ = [
     "add_layer_norm",
@@ -23,7 +24,9 @@ __all__ = [
     "attention_varlen_with_lse",
     "attention_weights",
     "attention_with_lse",
+    "bilstm",
     "embed_layer_norm",
     "linear",
+    "lstm",
     "use_backend",
 ]

@@ -19,6 +19,7 @@ from ctxfast.reference.layer_norm import (
     embed_layer_norm_backward,
 )
 from ctxfast.reference.linear import linear, linear_backward
+from ctxfast.reference.lstm import bilstm, lstm
 
 __all__ = [
     "add_layer_norm",
@@ -29,6 +30,7 @@ __all__ = [
     "attention_varlen_backward",
     "attention_weights",
     "attention_with_lse",
+    "bilstm",
     "dropout_mask",
     "dropout_scale",
     "embed_layer_norm",
@@ -36,4 +38,5 @@ __all__ = [
     "hidden_dropout",
     "linear",
     "linear_backward",
+    "lstm",
 ]
