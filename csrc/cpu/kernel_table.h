@@ -5,6 +5,7 @@
 #include "cpu/attention.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
+#include "cpu/lstm.h"
 
 // clang-format off: one operator a line.
 #define CTXFAST_CPU_OPERATORS(apply) \
@@ -12,7 +13,10 @@
   apply(attention_backward, AttentionBackwardArgs) \
   apply(attention_forward, AttentionForwardArgs) \
   apply(cross_entropy, CrossEntropyArgs) \
-  apply(embed_layer_norm, EmbedLayerNormArgs)
+  apply(embed_layer_norm, EmbedLayerNormArgs) \
+  apply(lstm_backward, LstmBackwardArgs) \
+  apply(lstm_forward, LstmForwardArgs) \
+  apply(lstm_pack, LstmPackArgs)
 // clang-format on
 
 namespace ctxfast {

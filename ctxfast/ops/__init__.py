@@ -16,6 +16,7 @@ from ctxfast.ops.embed_layer_norm import embed_layer_norm
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
 from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
+from ctxfast.ops.lstm import bilstm, lstm
 
 __all__ = [
     "add_layer_norm",
@@ -24,8 +25,10 @@ __all__ = [
     "attention_varlen_with_lse",
     "attention_weights",
     "attention_with_lse",
+    "bilstm",
     "embed_layer_norm",
     "linear",
     "linear_cross_entropy",
+    "lstm",
     "use_backend",
 ]

@@ -23,6 +23,7 @@ from ctxfast.reference.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
 )
+from ctxfast.reference.lstm import bilstm, lstm
 
 __all__ = [
     "add_layer_norm",
@@ -33,6 +34,7 @@ __all__ = [
     "attention_varlen_backward",
     "attention_weights",
     "attention_with_lse",
+    "bilstm",
     "dropout_mask",
     "dropout_scale",
     "embed_layer_norm",
@@ -42,4 +44,5 @@ __all__ = [
     "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
+    "lstm",
 ]
