@@ -73,6 +73,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("embed_layer_norm", &embed_layer_norm);
   bind_attention(m);
   bind_char_cnn(m);
+  bind_linear(m);
 }
 
 }  // namespace ctxfast

@@ -4,15 +4,17 @@
 
 #include "cpu/attention.h"
 #include "cpu/char_cnn.h"
+#include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
 
-#define CTXFAST_CPU_OPERATORS(apply)                                                             \
-  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs)            \
-      apply(attention_forward, AttentionForwardArgs)                                             \
-          apply(attention_backward, AttentionBackwardArgs) apply(char_cnn, CharCnnArgs)          \
-              apply(char_cnn_backward, CharCnnBackwardArgs) apply(highway_gate, HighwayGateArgs) \
-                  apply(highway_gate_backward, HighwayGateBackwardArgs)                          \
-                      apply(weighted_sum, WeightedSumArgs)
+#define CTXFAST_CPU_OPERATORS(apply)                                                              \
+  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs)             \
+      apply(attention_forward, AttentionForwardArgs)                                              \
+          apply(attention_backward, AttentionBackwardArgs) apply(cross_entropy, CrossEntropyArgs) \
+              apply(char_cnn, CharCnnArgs) apply(char_cnn_backward, CharCnnBackwardArgs)          \
+                  apply(highway_gate, HighwayGateArgs)                                            \
+                      apply(highway_gate_backward, HighwayGateBackwardArgs)                       \
+                          apply(weighted_sum, WeightedSumArgs)
 
 namespace ctxfast {
 

@@ -19,6 +19,7 @@ from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
 from ctxfast.ops.lstm import bilstm, lstm
 from ctxfast.ops.scalar_mix import scalar_mix
+from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
 
 __all__ = [
     "add_layer_norm",
@@ -34,5 +35,6 @@ __all__ = [
     "linear",
     "lstm",
     "scalar_mix",
+    "linear_cross_entropy",
     "use_backend",
 ]

@@ -23,6 +23,10 @@ from ctxfast.reference.layer_norm import (
 from ctxfast.reference.linear import linear, linear_backward
 from ctxfast.reference.lstm import bilstm, lstm
 from ctxfast.reference.scalar_mix import scalar_mix, weighted_sum, weighted_sum_backward
+from ctxfast.reference.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+)
 
 __all__ = [
     "add_layer_norm",
@@ -50,4 +54,6 @@ __all__ = [
     "scalar_mix",
     "weighted_sum",
     "weighted_sum_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
 ]
