@@ -74,6 +74,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_attention(m);
   bind_char_cnn(m);
   bind_linear(m);
+  bind_lstm(m);
 }
 
 }  // namespace ctxfast

@@ -6,15 +6,16 @@
 #include "cpu/char_cnn.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
+#include "cpu/lstm.h"
 
-#define CTXFAST_CPU_OPERATORS(apply)                                                              \
-  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs)             \
-      apply(attention_forward, AttentionForwardArgs)                                              \
-          apply(attention_backward, AttentionBackwardArgs) apply(cross_entropy, CrossEntropyArgs) \
-              apply(char_cnn, CharCnnArgs) apply(char_cnn_backward, CharCnnBackwardArgs)          \
-                  apply(highway_gate, HighwayGateArgs)                                            \
-                      apply(highway_gate_backward, HighwayGateBackwardArgs)                       \
-                          apply(weighted_sum, WeightedSumArgs)
+#define CTXFAST_CPU_OPERATORS(apply)                                                            \
+  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs) apply(    \
+      attention_forward, AttentionForwardArgs) apply(attention_backward, AttentionBackwardArgs) \
+      apply(cross_entropy, CrossEntropyArgs) apply(char_cnn, CharCnnArgs)                       \
+          apply(char_cnn_backward, CharCnnBackwardArgs) apply(highway_gate, HighwayGateArgs)    \
+              apply(highway_gate_backward, HighwayGateBackwardArgs)                             \
+                  apply(weighted_sum, WeightedSumArgs) apply(lstm_pack, LstmPackArgs)           \
+                      apply(lstm_forward, LstmForwardArgs) apply(lstm_backward, LstmBackwardArgs)
 
 namespace ctxfast {
 

@@ -17,9 +17,9 @@ from ctxfast.ops.embed_layer_norm import embed_layer_norm
 from ctxfast.ops.highway import highway
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
+from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
 from ctxfast.ops.lstm import bilstm, lstm
 from ctxfast.ops.scalar_mix import scalar_mix
-from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
 
 __all__ = [
     "add_layer_norm",

@@ -21,12 +21,12 @@ from ctxfast.reference.layer_norm import (
     embed_layer_norm_backward,
 )
 from ctxfast.reference.linear import linear, linear_backward
-from ctxfast.reference.lstm import bilstm, lstm
-from ctxfast.reference.scalar_mix import scalar_mix, weighted_sum, weighted_sum_backward
 from ctxfast.reference.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
 )
+from ctxfast.reference.lstm import bilstm, lstm
+from ctxfast.reference.scalar_mix import scalar_mix, weighted_sum, weighted_sum_backward
 
 __all__ = [
     "add_layer_norm",
