@@ -86,9 +86,9 @@ CALLS = {
     "add_layer_norm": (lambda x, r, w, b: ops.add_layer_norm(x, r, w, b, 1e-5), norm_arguments),
     "linear": (lambda x, w, b: ops.linear(x, w, b, activation="gelu"), linear_arguments),
     "embed_layer_norm": (embed, embed_arguments),
-    "linear_cross_entropy": (loss, loss_arguments),
     "lstm": (lstm, lstm_arguments),
     "bilstm": (bilstm, bilstm_arguments),
+    "linear_cross_entropy": (loss, loss_arguments),
 }
 NAMES = list(CALLS)
 OVERLOADS = {"bilstm": "lstm"}  # one registered operator for one direction and for two
@@ -107,8 +107,6 @@ def overload_arguments(name):
         return (*tensors, 1e-5, 0.0, None, None, None)
     if name == "linear":
         return (*tensors, "gelu", None, None)
-    if name == "linear_cross_entropy":
-        return (*tensors, LABELS, -100, True, True, True)
     if name == "lstm":
         x, *weights, h, c = tensors
         twins = [argument for w in weights for argument in (w, None)]
@@ -135,6 +133,8 @@ def overload_arguments(name):
         state = (torch.randn(2, 2, 3), torch.randn(2, 2, 4))
         rest = (None, None, None, None, False, None, None, None, False)
         return (x, None, *twins[:4], None, None, *twins[4:], *state, *rest)
+    if name == "linear_cross_entropy":
+        return (*tensors, LABELS, -100, True, True, True)
     return (IDS, IDS % 2, torch.arange(3).expand(2, 3), *tensors, 1e-12, 0)
 
 
