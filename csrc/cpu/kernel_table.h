@@ -11,12 +11,14 @@
 // clang-format off: one operator a line.
 #define CTXFAST_CPU_OPERATORS(apply) \
   apply(add_layer_norm, AddLayerNormArgs) \
+  apply(add_layer_norm_backward, AddLayerNormBackwardArgs) \
   apply(attention_backward, AttentionBackwardArgs) \
   apply(attention_forward, AttentionForwardArgs) \
   apply(char_cnn, CharCnnArgs) \
   apply(char_cnn_backward, CharCnnBackwardArgs) \
   apply(cross_entropy, CrossEntropyArgs) \
   apply(embed_layer_norm, EmbedLayerNormArgs) \
+  apply(embed_layer_norm_backward, EmbedLayerNormBackwardArgs) \
   apply(highway_gate, HighwayGateArgs) \
   apply(highway_gate_backward, HighwayGateBackwardArgs) \
   apply(lstm_backward, LstmBackwardArgs) \
