@@ -3,11 +3,13 @@
 #pragma once
 
 #include "cpu/attention.h"
+#include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
 
-#define CTXFAST_CPU_OPERATORS(apply)                                                         \
-  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs) apply( \
-      attention_forward, AttentionForwardArgs) apply(attention_backward, AttentionBackwardArgs)
+#define CTXFAST_CPU_OPERATORS(apply)                                                  \
+  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs) \
+      apply(attention_forward, AttentionForwardArgs)                                  \
+          apply(attention_backward, AttentionBackwardArgs) apply(cross_entropy, CrossEntropyArgs)
 
 namespace ctxfast {
 

@@ -155,18 +155,21 @@ class PackedModule(nn.Module):
 
 
 def _permitted(input: Tensor) -> bool:
-    """Whether a packed weight may serve this input, whatever the weight."""
+    """Whether a packed weight may serve now, whatever the weight."""
     return (
-        not torch.compiler.is_compiling()
-        and _dispatch.backend() != "reference"
-        and _onednn.linear_refuses(input, input, None, "none", None, None) is None
+        _dispatch.backend() != "reference"
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and input.numel() > 0
     )
 
 
 def _packable(weights: Weights, biases: Biases, input: Tensor) -> bool:
     """Whether these are ordinary parameters: none computed by a parametrisation, quantised or distributed."""
     given = [bias for bias in biases if bias is not None]
+    if _onednn.linear_refuses(input, weights[0], None, "none", None, None) is not None:
+        return False
     return len(given) in (0, len(weights)) and all(
         type(parameter) is nn.Parameter
         and parameter.dtype == input.dtype

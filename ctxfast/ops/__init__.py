@@ -15,6 +15,7 @@ from ctxfast.ops.attention import (
 from ctxfast.ops.embed_layer_norm import embed_layer_norm
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
+from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
 
 __all__ = [
     "add_layer_norm",
@@ -25,5 +26,6 @@ __all__ = [
     "attention_with_lse",
     "embed_layer_norm",
     "linear",
+    "linear_cross_entropy",
     "use_backend",
 ]

@@ -19,6 +19,10 @@ from ctxfast.reference.layer_norm import (
     embed_layer_norm_backward,
 )
 from ctxfast.reference.linear import linear, linear_backward
+from ctxfast.reference.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+)
 
 __all__ = [
     "add_layer_norm",
@@ -36,4 +40,6 @@ __all__ = [
     "hidden_dropout",
     "linear",
     "linear_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
 ]

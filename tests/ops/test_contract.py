@@ -37,12 +37,25 @@ def embed(*tables):
     return ops.embed_layer_norm(IDS, IDS % 2, torch.arange(3).expand(2, 3), *tables, 1e-12)
 
 
+def loss_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((7, 6), (9, 6), (9,))]
+
+
+LABELS = torch.tensor([3, -100, 0, 8, -100, 3, 1])
+
+
+def loss(hidden, weight, bias):
+    rows = hidden.shape[0] // 7
+    return ops.linear_cross_entropy(hidden, weight, bias, LABELS.repeat(rows))
+
+
 CALLS = {
     "attention": (lambda q, k, v: ops.attention(q, k, v), attention_arguments),
     "attention_varlen": (lambda q, k, v: ops.attention_varlen(q, k, v, **VARLEN), varlen_arguments),
     "add_layer_norm": (lambda x, r, w, b: ops.add_layer_norm(x, r, w, b, 1e-5), norm_arguments),
     "linear": (lambda x, w, b: ops.linear(x, w, b, activation="gelu"), linear_arguments),
     "embed_layer_norm": (embed, embed_arguments),
+    "linear_cross_entropy": (loss, loss_arguments),
 }
 NAMES = list(CALLS)
 
@@ -60,6 +73,8 @@ def overload_arguments(name):
         return (*tensors, 1e-5, 0.0, None, None, None)
     if name == "linear":
         return (*tensors, "gelu", None, None)
+    if name == "linear_cross_entropy":
+        return (*tensors, LABELS, -100, True, True, True)
     return (IDS, IDS % 2, torch.arange(3).expand(2, 3), *tensors, 1e-12, 0)
 
 
