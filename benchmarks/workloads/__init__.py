@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, operators
+from . import bert, bert_pretraining, operators
 
 SIZES = ("tiny", "base")
 
@@ -24,7 +24,12 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("bert-inference", "BERT on batches of 32 messages of real length", bert.inference),
-        Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency),
+        Workload("bert-latency", "BERT on one sentence at a time", bert.latency),
+        Workload(
+            "bert-pretraining",
+            "a pretraining step of BERT, optimizer included, on 16 messages",
+            bert_pretraining.pretraining,
+        ),
         Workload("attention", "attention, dense and on packed batches", operators.attention),
         Workload("linear", "linear with bias and its epilogue", operators.linear),
         Workload("layer-norm", "residual and LayerNorm in one pass", operators.layer_norm),

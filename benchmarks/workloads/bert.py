@@ -26,7 +26,8 @@ TINY = Shape(
     num_attention_heads=4,
     intermediate_size=256,
 )
-SHAPES = {"tiny": TINY, "base": Shape()}
+MINILM = Shape(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
+SHAPES = {"tiny": TINY, "base": Shape(), "minilm": MINILM}
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,15 @@ def inference(size: str) -> Iterator[Case]:
 
 
 def latency(size: str) -> Iterator[Case]:
-    """One sentence of twelve tokens: the weights from memory are most of the work."""
-    layers, hidden = SHAPES[size].num_hidden_layers, SHAPES[size].hidden_size
-    yield make_case(
-        "bert-latency",
-        "1x12",
-        f"BERT, {layers} layers of {hidden}, one sentence of 12 tokens",
-        size,
-        [[12]],
-    )
+    """One sentence at a time: of twelve tokens, and of 5 to 20 in random order, as a service meets them."""
+    several = torch.randperm(16, generator=torch.Generator().manual_seed(0)).add(5).tolist()
+    for shape in ("base", "minilm") if size == "base" else (size,):
+        layers, hidden = SHAPES[shape].num_hidden_layers, SHAPES[shape].hidden_size
+        for name, lengths, what in (
+            ("1x12", [12], "one sentence of 12 tokens"),
+            ("16x(5..20)", several, "16 sentences of 5 to 20 tokens, one after the other"),
+        ):
+            description = f"BERT, {layers} layers of {hidden}, {what}"
+            prefix = "" if shape == size else f"{shape}-"
+            batches = [[length] for length in lengths]
+            yield make_case("bert-latency", prefix + name, description, shape, batches)

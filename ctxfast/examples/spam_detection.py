@@ -73,7 +73,9 @@ class Detector:
             self.model = BertForSequenceClassification(config)
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the classification layer is meant to be new
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # the classification layer is meant to be new
             self.model = BertForSequenceClassification.from_pretrained(directory, id2label=names)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
