@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ctxfast import ops, reference
 from ctxfast.bert.configuration import BertConfig
 from ctxfast.bert.inputs import PackedInputs
+from ctxfast.packed import PackedBatch
 
 
 class BertEmbeddings(nn.Module):
@@ -44,7 +45,7 @@ class BertEmbeddings(nn.Module):
             x = x + _lookup("position_ids", inputs.position_ids, tables[1])
             x = ops.add_layer_norm(x, None, norm.weight, norm.bias, norm.eps)
         if self.dropout.training and self.dropout.p > 0.0:
-            x = _dropout(x, self.dropout.p, inputs)
+            x = token_dropout(x, self.dropout.p, inputs.batch)
         return x
 
 
@@ -64,11 +65,9 @@ def _lookup(name: str, ids: Tensor, table: Tensor) -> Tensor:
     return F.embedding(ids, table)
 
 
-def _dropout(x: Tensor, p: float, inputs: PackedInputs) -> Tensor:
-    """Dropout by logical coordinates, so that packed and padded runs drop the same elements."""
+def token_dropout(x: Tensor, p: float, batch: PackedBatch) -> Tensor:
+    """Dropout of [T, H] by logical coordinates, so that packed and padded runs drop the same elements."""
     seed = torch.randint(2**63 - 1, (1,), device=x.device)
-    total = inputs.batch.total
-    kept = reference.hidden_dropout(
-        x[:total], p, seed, inputs.batch.sequence_ids, inputs.batch.positions
-    )
+    total = batch.total
+    kept = reference.hidden_dropout(x[:total], p, seed, batch.sequence_ids, batch.positions)
     return F.pad(kept, (0, 0, 0, x.shape[0] - total))
