@@ -134,7 +134,8 @@ def _spread(result: Result) -> str:
     return f"{median} ({low}-{high})"
 
 
-def _columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
+def columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a case's table, one a timed candidate."""
     own = [result.dtype for result in case.own()]
     header = ["", "type", "median (p20-p80)", f"{case.unit}/s"]
     header += [f"of ctxfast {short(dtype)}" for dtype in own]
@@ -177,7 +178,7 @@ def terminal(case: CaseResult) -> str:
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in case.facts.items())
     lines = [f"{case.workload} {case.case} ({case.size}): {case.description}"]
     lines.append("  ".join(filter(None, (facts, f"{case.gflop:.3g} GFLOP, {case.repeats} rounds"))))
-    header, rows = _columns(case)
+    header, rows = columns(case)
     if rows:
         lines += ["", *_aligned([header, *rows], frozenset({0, 1, len(header) - 1}))]
     for result in case.results:
