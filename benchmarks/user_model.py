@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
 from .case import BadOption, Case
 from .plain_bert import ACTIVATIONS, Shape
 from .workloads.bert import encoder_case, pad_rows
@@ -105,5 +103,5 @@ def _tokenize(model: UserModel, shape: Shape) -> list[list[int]]:
     if not texts:
         raise BadOption(f"input must hold at least one line of text, got none in {model.file}")
     tokenizer = BertTokenizer.from_pretrained(model.directory)
-    longest = int(np.minimum(shape.max_position_embeddings, tokenizer.model_max_length))
+    longest = min(shape.max_position_embeddings, tokenizer.model_max_length)
     return tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
