@@ -109,13 +109,19 @@ CTXFAST_DEVICE Words4 read_constant(const Words4* address) {
 
 template <class T>
 CTXFAST_DEVICE T read_constant(const T* address) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8, "2, 4, 8 or 16 bytes");
   if constexpr (sizeof(T) == 2) {
     uint16_t v;
     asm volatile("ld.global.nc.u16 %0, [%1];\n" : "=h"(v) : "l"(address));
     return reinterpret_cast<const T&>(v);
+  } else if constexpr (sizeof(T) == 4) {
+    uint32_t v;
+    asm volatile("ld.global.nc.u32 %0, [%1];\n" : "=r"(v) : "l"(address));
+    return reinterpret_cast<const T&>(v);
   } else {
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "2, 4, 8 or 16 bytes");
-    return __ldg(address);
+    Words2 v;
+    asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];\n" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    return reinterpret_cast<const T&>(v);
   }
 }
 

@@ -3,6 +3,8 @@
 
 #include "cuda/lstm_arguments.h"
 #include "cuda/lstm_persistent.cuh"
+#include "cuda/lstm_persistent_backward.cuh"
+#include "cuda/lstm_stepwise_loop.h"
 #include "simt/machine.h"
 
 namespace {
@@ -27,6 +29,12 @@ void forward(const void* argument) {
   PersistentForward<S>(call.lstm, call.exchange).run();
 }
 
+template <class S>
+void backward(const void* argument) {
+  const auto& call = *static_cast<const Call*>(argument);
+  PersistentBackward<S>(call.lstm, call.exchange).run();
+}
+
 template <class S, template <class> class Shared>
 Kernel kernel(const char* name, void (*run)(const void*)) {
   const int dtype = std::is_same_v<typename S::T, bfloat16> ? kLstmBfloat16 : kLstmFloat16;
@@ -42,13 +50,16 @@ using Flat = LstmShape<bfloat16, 128, 64, 1, 4, 4, 8, 2>;
 using Wide = LstmShape<bfloat16, 512, 64, 8, 2, 4, 16, 1>;
 using SingleBuffer = LstmShape<bfloat16, 256, 64, 4, 2, 4, 8, 1, 1>;
 
+using Shipped = LstmShape<bfloat16, 1024, 128, 8, 1, 8, 8, 4>;
+
+#define CTXFAST_BOTH(name, S)                                      \
+  kernel<S, ForwardShared>("forward " name, forward<S>),           \
+      kernel<S, BackwardShared>("backward " name, backward<S>)
 const Kernel kKernels[] = {
-    kernel<Small, ForwardShared>("forward small", forward<Small>),
-    kernel<SmallHalf, ForwardShared>("forward small half", forward<SmallHalf>),
-    kernel<Flat, ForwardShared>("forward flat", forward<Flat>),
-    kernel<Wide, ForwardShared>("forward wide", forward<Wide>),
-    kernel<SingleBuffer, ForwardShared>("forward single buffer", forward<SingleBuffer>),
-};
+    CTXFAST_BOTH("small", Small), CTXFAST_BOTH("small half", SmallHalf), CTXFAST_BOTH("flat", Flat),
+    CTXFAST_BOTH("wide", Wide), CTXFAST_BOTH("single buffer", SingleBuffer),
+    CTXFAST_BOTH("shipped", Shipped)};
+#undef CTXFAST_BOTH
 
 const Kernel* find(const char* name) {
   for (const Kernel& k : kKernels) {
@@ -58,6 +69,28 @@ const Kernel* find(const char* name) {
 }
 
 std::string text;  // of the last answer
+
+// The launches of the stepwise loop, one grid after another; stops at the first that fails.
+struct HostLaunch {
+  std::string* error;
+
+  struct Step {
+    const Stepwise* call;
+    int step;
+  };
+  template <class K>
+  static void run(const void* argument) {
+    const auto& own = *static_cast<const Step*>(argument);
+    K::run(*own.call, own.step);
+  }
+  template <class K>
+  int operator()(const Stepwise& call, int step, int x, int y) const {
+    const Step own = {&call, step};
+    const simt::Grid grid = {{x, y, call.lstm.count}, K::kThreads, 1, K::kSharedBytes};
+    *error = simt::machine().launch(grid, run<K>, &own);
+    return error->empty() ? 0 : 1;
+  }
+};
 
 }  // namespace
 
@@ -99,6 +132,17 @@ const char* simt_persistent(const char* name, const int64_t* values, double cell
   const simt::Grid grid = {
       {k->cluster * k->clusters, call.lstm.count, slots}, k->warps * 32, k->cluster, k->shared};
   text = simt::machine().launch(grid, k->run, &call);
+  return text.c_str();
+}
+
+const char* simt_stepwise(int dtype, int backward, const int64_t* values, double cell_clip,
+                          double proj_clip, void* scratch) {
+  const Stepwise call = {lstm_arguments(values, cell_clip, proj_clip), scratch};
+  const HostLaunch launch = {&text};
+  text.clear();
+  if (dtype == kLstmFloat32) run_stepwise<float>(call, backward != 0, launch);
+  if (dtype == kLstmBfloat16) run_stepwise<bfloat16>(call, backward != 0, launch);
+  if (dtype == kLstmFloat16) run_stepwise<float16>(call, backward != 0, launch);
   return text.c_str();
 }
 

@@ -182,6 +182,12 @@ class _Gradients:
     h0: Tensor
     c0: Tensor
 
+    def unchanged(self, grad_output: Tensor, grad_h: Tensor, grad_c: Tensor) -> _Gradients:
+        """No row has a step: the gradients of the states pass through."""
+        self.h0.copy_(grad_h)
+        self.c0.copy_(grad_c)
+        return self
+
     def results(self, dtype: torch.dtype) -> tuple[Any, ...]:
         return self.gates, self.projected, self.h0.to(dtype), self.c0
 
@@ -198,18 +204,17 @@ def _backward_arguments(
     call = _Arguments(directions, sequences, kept)
     features = sequences.h0.shape[-1]
     grad_output = grad_output.contiguous()
-    fresh = torch.empty_like if sequences.lengths is None else torch.zeros_like
     batch, steps = grad_output.shape[:2]
+    fresh = grad_output.new_empty if sequences.lengths is None else grad_output.new_zeros
     found = _Gradients(
         [],
         [],
-        torch.empty(sequences.h0.shape, dtype=torch.float32, device=grad_output.device),
-        torch.empty_like(sequences.c0),
+        sequences.c0.new_empty(sequences.h0.shape),
+        sequences.c0.new_empty(sequences.c0.shape),
     )
     for k, d in enumerate(directions):
-        like = grad_output.new_empty(0).expand(batch, steps, 0)
-        gates = fresh(like.new_empty(batch, steps, d.weight_hh.shape[0]))
-        projected = fresh(like.new_empty(batch, steps, features))
+        gates = fresh((batch, steps, d.weight_hh.shape[0]))
+        projected = fresh((batch, steps, features))
         found.gates.append(gates)
         found.projected.append(None if d.weight_hr is None else projected)
         grads = (
@@ -270,3 +275,64 @@ def persistent_forward(
         return _finish(sequences, call.kept)
     _run_persistent(runner, f"forward {kernel.name}", kernel, slots, error, call)
     return call.kept
+
+
+def persistent_backward(
+    runner: Runner,
+    kernel: Kernel,
+    slots: int,
+    error: Tensor,
+    directions: list[Direction],
+    sequences: Sequences,
+    kept: Kept,
+    *grads: Tensor,
+) -> tuple[Any, ...]:
+    """`Recurrence.backward` in one launch; arguments as `persistent_forward`."""
+    call, found = _backward_arguments(directions, sequences, kept, *grads)
+    if call.empty:
+        return found.unchanged(*grads).results(kept.output.dtype)
+    _run_persistent(runner, f"backward {kernel.name}", kernel, slots, error, call)
+    return found.results(kept.output.dtype)
+
+
+def _run_stepwise(runner: Runner, backward: bool, call: _Arguments) -> None:
+    """scratch: what one kernel of a step leaves to the other, rounded where tensor cores read it."""
+    output, projects = call.kept.output, call.directions[0].weight_hr is not None
+    size = call.sequences.h0.shape[-1] if backward else call.sequences.c0.shape[-1]
+    scratch = torch.empty(
+        (len(call.directions), output.shape[0], size),
+        dtype=output.dtype if projects else torch.float32,
+        device=output.device,
+    )
+    dtype, outputs = _DTYPES[output.dtype], [*call.outputs, scratch]
+    _check(
+        runner.stepwise(
+            dtype, backward, call.values, call.clips, _address(scratch), call.inputs, outputs
+        )
+    )
+
+
+def stepwise_forward(
+    runner: Runner,
+    directions: list[Direction],
+    gates: list[Tensor],
+    sequences: Sequences,
+    save: bool,
+) -> Kept:
+    """`Recurrence.forward` with two kernels a step."""
+    call = _forward_arguments(directions, gates, sequences, save)
+    if call.empty:
+        return _finish(sequences, call.kept)
+    _run_stepwise(runner, False, call)
+    return call.kept
+
+
+def stepwise_backward(
+    runner: Runner, directions: list[Direction], sequences: Sequences, kept: Kept, *grads: Tensor
+) -> tuple[Any, ...]:
+    """`Recurrence.backward` with two kernels a step."""
+    call, found = _backward_arguments(directions, sequences, kept, *grads)
+    if call.empty:
+        return found.unchanged(*grads).results(kept.output.dtype)
+    _run_stepwise(runner, True, call)
+    return found.results(kept.output.dtype)

@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL:
             assert "warning" not in run.stderr, run.stderr
             Path(str(path) + ".new").rename(path)
     found = ctypes.CDLL(str(path))
-    for name in ("simt_persistent", "simt_barriers"):
+    for name in ("simt_persistent", "simt_stepwise", "simt_barriers"):
         getattr(found, name).restype = ctypes.c_char_p
     return found
 
@@ -103,5 +103,16 @@ class HostRunner:
             slots,
             *(ctypes.c_void_p(x) for x in exchange[:-1]),
             ctypes.c_uint64(self.timeout),
+        )
+        return answer.decode() or None
+
+    def stepwise(self, dtype, backward, values, clips, scratch, inputs, outputs):
+        self._prepare(inputs, outputs)
+        answer = library().simt_stepwise(
+            dtype,
+            int(backward),
+            _integers(values),
+            *(ctypes.c_double(x) for x in clips),
+            ctypes.c_void_p(scratch),
         )
         return answer.decode() or None
