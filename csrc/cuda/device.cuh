@@ -1,5 +1,6 @@
-// Everything that the CUDA kernels ask of the machine: indices, memory accesses, synchronisation, tensor cores, numbers.
-// All PTX is here. Read by a plain C++ compiler, the same names come from csrc/simt, which runs the kernels on the host.
+// Everything that the CUDA kernels ask of the machine: indices, memory accesses, synchronisation,
+// tensor cores, numbers. All PTX is here. Read by a plain C++ compiler, the same names come from
+// csrc/simt, which runs the kernels on the host.
 #pragma once
 
 #include "cuda/device_types.h"
@@ -97,8 +98,8 @@ CTXFAST_DEVICE void write(T* address, T value) {
   *address = value;
 }
 
-// Global memory that nobody writes while the kernel runs. Volatile, so that the value stays where it was put and is not
-// read again instead of being kept.
+// Global memory that nobody writes while the kernel runs. Volatile, so that the value stays where
+// it was put and is not read again instead of being kept.
 CTXFAST_DEVICE Words4 read_constant(const Words4* address) {
   Words4 v;
   asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n"
@@ -180,7 +181,8 @@ template <class T>
 CTXFAST_DEVICE T from_float(float x) {
   T y;
   if constexpr (std::is_same_v<T, float>) y = x;
-  if constexpr (std::is_same_v<T, bfloat16>) asm("cvt.rn.bf16.f32 %0, %1;\n" : "=h"(y.bits) : "f"(x));
+  if constexpr (std::is_same_v<T, bfloat16>)
+    asm("cvt.rn.bf16.f32 %0, %1;\n" : "=h"(y.bits) : "f"(x));
   if constexpr (std::is_same_v<T, float16>) asm("cvt.rn.f16.f32 %0, %1;\n" : "=h"(y.bits) : "f"(x));
   return y;
 }
@@ -201,12 +203,13 @@ CTXFAST_DEVICE float fast_reciprocal(float x) {
   return y;
 }
 
-// ---- tensor cores: c [16, 8] += a [16, 16] b [16, 8] by a warp. With row = lane / 4 and pair = lane % 4 * 2:
-//   a0 = a[row, pair..], a1 = a[row + 8, pair..], a2 = a[row, pair + 8..], a3 = a[row + 8, pair + 8..]
-//   b0 = b[pair.., row], b1 = b[pair + 8.., row];  c = c[row, pair..], c[row + 8, pair..]
+// ---- tensor cores: c [16, 8] += a [16, 16] b [16, 8] by a warp. With row = lane / 4 and pair =
+// lane % 4 * 2:
+//   a0 = a[row, pair..], a1 = a[row + 8, pair..], a2 = a[row, pair + 8..], a3 = a[row + 8, pair
+//   + 8..] b0 = b[pair.., row], b1 = b[pair + 8.., row];  c = c[row, pair..], c[row + 8, pair..]
 template <class T>
-CTXFAST_DEVICE void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                        uint32_t b1) {
+CTXFAST_DEVICE void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                        uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "

@@ -1,12 +1,14 @@
-// The one exchange of a persistent step: sums over all blocks of a direction, spread again to all of them.
+// The one exchange of a persistent step: sums over all blocks of a direction, spread again to all
+// of them.
 //
-// The blocks that share rows form G clusters of C. Block r of a cluster adds up slice r of what its cluster's blocks
-// computed, through distributed shared memory; the r-th blocks of all clusters exchange these through global memory; and
-// each sends its slice of the result to the blocks of its cluster. All sums run in a fixed order.
+// The blocks that share rows form G clusters of C. Block r of a cluster adds up slice r of what its
+// cluster's blocks computed, through distributed shared memory; the r-th blocks of all clusters
+// exchange these through global memory; and each sends its slice of the result to the blocks of its
+// cluster. All sums run in a fixed order.
 //
-// Between clusters: data, then a fence and an addition to a counter; the readers wait until the counter shows
-// that all have come. Counters only rise, so no value is ever used twice; two buffers suffice, since nobody can be two
-// exchanges ahead of another.
+// Between clusters: data, then a fence and an addition to a counter; the readers wait until the
+// counter shows that all have come. Counters only rise, so no value is ever used twice; two buffers
+// suffice, since nobody can be two exchanges ahead of another.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -16,9 +18,10 @@ namespace ctxfast {
 namespace cuda {
 
 // The sizes of one persistent kernel.
-//   Type: of weights and states; Hidden, Features: H and P; Cluster, Clusters: C and G; Warps of a block
-//   Rows: batch rows taken together, a multiple of 8; RegisterBlocks: how many of the slices of 32 columns of the large
-//   weight matrix each thread keeps in registers, the others lying in shared memory
+//   Type: of weights and states; Hidden, Features: H and P; Cluster, Clusters: C and G; Warps of a
+//   block Rows: batch rows taken together, a multiple of 8; RegisterBlocks: how many of the slices
+//   of 32 columns of the large weight matrix each thread keeps in registers, the others lying in
+//   shared memory
 template <class Type, int Hidden, int Features, int Cluster, int Clusters, int Warps, int Rows,
           int RegisterBlocks, int Depth = 2>
 struct LstmShape {
@@ -30,7 +33,8 @@ struct LstmShape {
   static constexpr int kUnits = Hidden / (Cluster * Clusters);  // of a block
   static constexpr int kSlice = Features / Cluster;             // features that a block adds up
   static constexpr int kTiles = Rows / 8;
-  static constexpr int kStateStride = Features + 32;  // of a row of states in shared memory: no bank conflicts
+  static constexpr int kStateStride =
+      Features + 32;  // of a row of states in shared memory: no bank conflicts
   static constexpr int kSumStride = Features + 4;
   static_assert(Hidden % (Cluster * Clusters) == 0 && kUnits % 32 == 0, "units in blocks of 32");
   static_assert(kUnits % (8 * Warps) == 0 && Features % (16 * Warps) == 0, "tiles of a warp");
@@ -92,8 +96,9 @@ class AllReduce {
     if (thread_index() == 0) write(late_, 0);
   }
 
-  // Adds up `sums` of all blocks, for the first `rows` rows, and calls consume(row, first of four features, sum) for
-  // this block's slice. What consume writes to the cluster's shared memory is seen by all its blocks afterwards.
+  // Adds up `sums` of all blocks, for the first `rows` rows, and calls consume(row, first of four
+  // features, sum) for this block's slice. What consume writes to the cluster's shared memory is
+  // seen by all its blocks afterwards.
   template <class Consume>
   CTXFAST_DEVICE void operator()(int rows, Consume consume) {
     constexpr int kVectors = S::kSlice / 4;
@@ -150,8 +155,8 @@ class AllReduce {
     return sum;
   }
 
-  // False if it has lasted too long, here or in another block. Then nobody waits any more: all blocks run on to their
-  // end without exchanging, with NaN for what they did not get.
+  // False if it has lasted too long, here or in another block. Then nobody waits any more: all
+  // blocks run on to their end without exchanging, with NaN for what they did not get.
   CTXFAST_DEVICE bool wait(uint32_t target) const {
     const uint64_t start = nanoseconds();
     for (uint32_t polls = 1;; ++polls) {

@@ -1,4 +1,5 @@
-// The CUDA LSTM: arguments and launches. Addresses are device memory; `T` below is the type of input and weights.
+// The CUDA LSTM: arguments and launches. Addresses are device memory; `T` below is the type of
+// input and weights.
 #pragma once
 
 #include <cstddef>

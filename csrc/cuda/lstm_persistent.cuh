@@ -1,10 +1,12 @@
-// LSTM with projection, forward, in one launch for a whole sequence: the recurrent weights stay on the chip.
+// LSTM with projection, forward, in one launch for a whole sequence: the recurrent weights stay on
+// the chip.
 //
-// After Diamos et al., "Persistent RNNs: stashing recurrent weights on-chip" (ICML 2016), for LSTMP (Sak et al., 2014).
-// Each block owns units of the cell: all four gate rows of each and its columns of the projection, in registers and shared
-// memory. A step: gates of the own units from the whole state (tensor cores, weights as the first operand); the cell; the
-// own units' share of the projection, for all features; and one sum over all blocks (exchange.cuh), which gives every
-// block the next state. Directions and groups of rows are independent of each other.
+// After Diamos et al., "Persistent RNNs: stashing recurrent weights on-chip" (ICML 2016), for LSTMP
+// (Sak et al., 2014). Each block owns units of the cell: all four gate rows of each and its columns
+// of the projection, in registers and shared memory. A step: gates of the own units from the whole
+// state (tensor cores, weights as the first operand); the cell; the own units' share of the
+// projection, for all features; and one sum over all blocks (exchange.cuh), which gives every block
+// the next state. Directions and groups of rows are independent of each other.
 #pragma once
 
 #include "cuda/exchange.cuh"
@@ -16,8 +18,8 @@ namespace cuda {
 
 template <class S>
 struct ForwardShared {
-  static constexpr int kTiles = S::kUnits / 8 / S::kWarps;         // of 8 units, of a warp
-  static constexpr int kBlocks = S::kFeatures / 32;                // of the state's features
+  static constexpr int kTiles = S::kUnits / 8 / S::kWarps;             // of 8 units, of a warp
+  static constexpr int kBlocks = S::kFeatures / 32;                    // of the state's features
   static constexpr int kFeatureTiles = S::kFeatures / 16 / S::kWarps;  // of 16 features, of a warp
   static constexpr int kUnitBlocks = S::kUnits / 32;
   static constexpr int kFullStride = S::kUnits + 32;
@@ -32,8 +34,9 @@ struct ForwardShared {
   int late;
 };
 
-// The fragment layout of device.cuh with the columns of each 32 permuted in both operands, so that a lane's eight are
-// neighbours in memory: lane % 4 owns columns 8 (lane % 4) and following, two of them for each of its registers.
+// The fragment layout of device.cuh with the columns of each 32 permuted in both operands, so that
+// a lane's eight are neighbours in memory: lane % 4 owns columns 8 (lane % 4) and following, two of
+// them for each of its registers.
 template <class S>
 class PersistentForward {
   using T = typename S::T;
@@ -137,8 +140,8 @@ class PersistentForward {
     });
   }
 
-  // visit(tile of units, tile of rows, column in it: 0 or 1, row of the group, of the batch or -1, length) for the cells
-  // of this lane.
+  // visit(tile of units, tile of rows, column in it: 0 or 1, row of the group, of the batch or -1,
+  // length) for the cells of this lane.
   template <class Visit>
   CTXFAST_DEVICE void each_cell(Visit visit) {
 #pragma unroll
@@ -153,7 +156,8 @@ class PersistentForward {
     }
   }
 
-  // What the input contributes to the gates of a step, on its way while the step before is not yet over.
+  // What the input contributes to the gates of a step, on its way while the step before is not yet
+  // over.
   CTXFAST_DEVICE void load_inputs(int step) {
     const T* gates = static_cast<const T*>(direction_.gates);
     each_cell([&](int tile, int rows, int j, int, int row, int length) {
@@ -184,19 +188,20 @@ class PersistentForward {
         Words4 w[4];
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
-          w[gate] = block < S::kRegisterBlocks
-                        ? weights_[tile][block < S::kRegisterBlocks ? block : 0][gate]
-                        : read(&shared_.gates[warp_][tile][block - S::kRegisterBlocks][gate][lane_]);
+          w[gate] =
+              block < S::kRegisterBlocks
+                  ? weights_[tile][block < S::kRegisterBlocks ? block : 0][gate]
+                  : read(&shared_.gates[warp_][tile][block - S::kRegisterBlocks][gate][lane_]);
         }
 #pragma unroll
         for (int rows = 0; rows < S::kTiles; ++rows) {
           if (step >= longest_[rows]) continue;
-          const Words4 h = read(reinterpret_cast<const Words4*>(
-              state + rows * 8 * S::kStateStride + block * 32));
+          const Words4 h = read(
+              reinterpret_cast<const Words4*>(state + rows * 8 * S::kStateStride + block * 32));
 #pragma unroll
           for (int pair = 0; pair < 2; ++pair) {
             const Words4 &a = w[pair * 2], &b = w[pair * 2 + 1];
-            float(&sum)[4] = gates_[tile][rows][pair];
+            float (&sum)[4] = gates_[tile][rows][pair];
             mma<T>(sum, a.x, b.x, a.y, b.y, h.x, h.y);
             mma<T>(sum, a.z, b.z, a.w, b.w, h.z, h.w);
           }
@@ -246,8 +251,8 @@ class PersistentForward {
       Words4 x[S::kTiles];
 #pragma unroll
       for (int rows = 0; rows < S::kTiles; ++rows) {
-        x[rows] = read(reinterpret_cast<const Words4*>(
-            full + rows * 8 * Shared::kFullStride + block * 32));
+        x[rows] = read(
+            reinterpret_cast<const Words4*>(full + rows * 8 * Shared::kFullStride + block * 32));
       }
 #pragma unroll
       for (int tile = 0; tile < Shared::kFeatureTiles; ++tile) {
@@ -291,7 +296,8 @@ class PersistentForward {
       if (direction_.mask) x[i] *= read_constant(mask + i);
     }
     const Words2 packed = {pack<T>(x[0], x[1]), pack<T>(x[2], x[3])};
-    write_peers<S>(reinterpret_cast<Words2*>(shared_.state + n * S::kStateStride + feature), packed);
+    write_peers<S>(reinterpret_cast<Words2*>(shared_.state + n * S::kStateStride + feature),
+                   packed);
     if (!writes) return;
     T* output = static_cast<T*>(direction_.output) + place * args_.output_stride + feature;
     write(reinterpret_cast<Words2*>(output), packed);

@@ -1,8 +1,9 @@
 // LSTM with projection, backward in time, in one launch: the mirror image of lstm_persistent.cuh.
 //
-// A step takes the gradient of the projected state, known to all blocks; gives the own units' share of the gradient of
-// what the projection read (weights W_hr^T), through the cell the gradients of their gates, and from these the own
-// units' share of the gradient of the state before (W_hh^T), which one sum over all blocks completes.
+// A step takes the gradient of the projected state, known to all blocks; gives the own units' share
+// of the gradient of what the projection read (weights W_hr^T), through the cell the gradients of
+// their gates, and from these the own units' share of the gradient of the state before (W_hh^T),
+// which one sum over all blocks completes.
 #pragma once
 
 #include "cuda/exchange.cuh"
@@ -38,7 +39,7 @@ class PersistentBackward {
   using T = typename S::T;
   using Shared = BackwardShared<S>;
   static constexpr int kUnitTiles = Shared::kUnitTiles, kFeatureTiles = Shared::kFeatureTiles;
-  static constexpr int kRowTiles = (S::kRows + 15) / 16;   // of 16 rows, the last maybe half empty
+  static constexpr int kRowTiles = (S::kRows + 15) / 16;  // of 16 rows, the last maybe half empty
   static constexpr int kRowsOfLane = S::kRows >= 16 ? 2 : 1;  // in a tile of rows
 
  public:
@@ -70,9 +71,8 @@ class PersistentBackward {
         if (step > 0) load_saved(step - 1);
         block_barrier();
         through_gates();
-        all_reduce_(S::kRows, [&](int n, int feature, Floats4 sum) {
-          finish_state(step, n, feature, sum);
-        });
+        all_reduce_(S::kRows,
+                    [&](int n, int feature, Floats4 sum) { finish_state(step, n, feature, sum); });
       }
       each_pair([&](int tile, int rows, int half, int, int row, int) {
         if (row < 0) return;
@@ -161,7 +161,8 @@ class PersistentBackward {
     });
   }
 
-  // What the forward pass kept of a step and of the cells before it, on its way while the step after is not yet over.
+  // What the forward pass kept of a step and of the cells before it, on its way while the step
+  // after is not yet over.
   CTXFAST_DEVICE void load_saved(int step) {
     const T* saved = static_cast<const T*>(direction_.saved_gates);
     each_pair([&](int tile, int rows, int half, int, int row, int length) {
@@ -269,8 +270,8 @@ class PersistentBackward {
       Words4 x[S::kTiles];
 #pragma unroll
       for (int rows = 0; rows < S::kTiles; ++rows) {
-        x[rows] = read(reinterpret_cast<const Words4*>(
-            grads + rows * 8 * Shared::kGateStride + block * 32));
+        x[rows] = read(
+            reinterpret_cast<const Words4*>(grads + rows * 8 * Shared::kGateStride + block * 32));
       }
 #pragma unroll
       for (int tile = 0; tile < kFeatureTiles; ++tile) {
@@ -317,8 +318,10 @@ class PersistentBackward {
     return load4(static_cast<const T*>(direction_.grad_h) + int64_t(row) * S::kFeatures + feature);
   }
 
-  // Gradients of four projected features of a step, packed, from that of the state after it; 0 past a row's end.
-  CTXFAST_DEVICE Words2 state_gradient(int step, int n, int feature, Floats4 sum, bool writes) const {
+  // Gradients of four projected features of a step, packed, from that of the state after it; 0 past
+  // a row's end.
+  CTXFAST_DEVICE Words2 state_gradient(int step, int n, int feature, Floats4 sum,
+                                       bool writes) const {
     const int row = read(shared_.rows.row + n), length = read(shared_.rows.length + n);
     if (step < 0 || step >= length) return {0, 0};
     if (step + 1 == length) sum = final_gradient(row, feature);
@@ -346,11 +349,13 @@ class PersistentBackward {
     const bool writes = own_.cluster == n % S::kClusters;
     if (step == 0) {
       const int row = read(shared_.rows.row + n);
-      if (writes && row >= 0 && read(shared_.rows.length + n) > 0) write(grad_h0(row, feature), sum);
+      if (writes && row >= 0 && read(shared_.rows.length + n) > 0)
+        write(grad_h0(row, feature), sum);
       return;
     }
     const Words2 packed = state_gradient(step - 1, n, feature, sum, writes);
-    write_peers<S>(reinterpret_cast<Words2*>(shared_.state + n * S::kStateStride + feature), packed);
+    write_peers<S>(reinterpret_cast<Words2*>(shared_.state + n * S::kStateStride + feature),
+                   packed);
   }
 
   const Lstm& args_;

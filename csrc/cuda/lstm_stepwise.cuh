@@ -1,7 +1,9 @@
-// LSTM for every size: two kernels a step, forward. The always-correct path beside the persistent kernels.
+// LSTM for every size: two kernels a step, forward. The always-correct path beside the persistent
+// kernels.
 //
-// After Appleyard et al., "Optimizing performance of recurrent neural networks on GPUs" (2016): the four gates in one
-// product, with the cell fused to it. Each kernel is a struct whose run() is the kernel, for one step of all directions.
+// After Appleyard et al., "Optimizing performance of recurrent neural networks on GPUs" (2016): the
+// four gates in one product, with the cell fused to it. Each kernel is a struct whose run() is the
+// kernel, for one step of all directions.
 #pragma once
 
 #include "cuda/lstm_math.cuh"
@@ -61,7 +63,8 @@ struct StartForward {
     const LstmDirection& d = args.directions[block_index().z];
     const int64_t row = block_index().y;
     const int i = block_index().x * kThreads + thread_index();
-    if (i < args.hidden) write(d.c + row * args.hidden + i, read_constant(d.c0 + row * args.hidden + i));
+    if (i < args.hidden)
+      write(d.c + row * args.hidden + i, read_constant(d.c0 + row * args.hidden + i));
     if (i < args.features) {
       write(row_of<T>(d.h, row, args.features) + i,
             read_constant(row_of<T>(d.h0, row, args.features) + i));

@@ -6,8 +6,8 @@
 namespace ctxfast {
 namespace cuda {
 
-// Gradient of one projected feature of a step, from that of the state after it, kept for the next kernel and for the
-// weights.
+// Gradient of one projected feature of a step, from that of the state after it, kept for the next
+// kernel and for the weights.
 template <class T>
 CTXFAST_DEVICE void start_step(const Stepwise& call, const LstmDirection& d, StepRow r, int step,
                                int feature, float gradient) {
@@ -16,7 +16,8 @@ CTXFAST_DEVICE void start_step(const Stepwise& call, const LstmDirection& d, Ste
   if (step + 1 == r.length) {
     gradient = to_float(read_constant(row_of<T>(d.grad_h, r.row, args.features) + feature));
   }
-  gradient += to_float(read_constant(row_of<T>(d.grad_output, place, args.output_stride) + feature));
+  gradient +=
+      to_float(read_constant(row_of<T>(d.grad_output, place, args.output_stride) + feature));
   if (d.mask) gradient *= read_constant(d.mask + int64_t(r.row) * args.features + feature);
   if (d.projected) {
     const float projected = read_constant(d.projected + place * args.features + feature);

@@ -1,4 +1,5 @@
-// The launches of the stepwise LSTM, in order. On the device they go to a stream, in the tests to csrc/simt.
+// The launches of the stepwise LSTM, in order. On the device they go to a stream, in the tests to
+// csrc/simt.
 #pragma once
 
 #include "cuda/lstm_stepwise_backward.cuh"
@@ -8,7 +9,8 @@ namespace cuda {
 
 inline int blocks_of(int count, int size) { return (count + size - 1) / size; }
 
-// launch.template operator()<Kernel>(call, step, x, y): a grid of (x, y, directions) blocks; an error code, 0 for success.
+// launch.template operator()<Kernel>(call, step, x, y): a grid of (x, y, directions) blocks; an
+// error code, 0 for success.
 template <class T, int Tiles, bool Aligned, class Launch>
 int stepwise_loop(const Stepwise& call, bool backward, Launch&& launch) {
   const Lstm& args = call.lstm;
@@ -44,7 +46,8 @@ int stepwise_loop(const Stepwise& call, bool backward, Launch&& launch) {
   return error;
 }
 
-// Chooses the kernels: wide tiles for many rows; vector loads where all rows of all matrices allow them.
+// Chooses the kernels: wide tiles for many rows; vector loads where all rows of all matrices allow
+// them.
 template <class T, class Launch>
 int run_stepwise(const Stepwise& call, bool backward, Launch&& launch) {
   const Lstm& args = call.lstm;

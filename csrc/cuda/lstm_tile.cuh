@@ -1,4 +1,5 @@
-// The product that every stepwise kernel is made of: 32 rows of a weight matrix with 8 or 32 columns, sums in float.
+// The product that every stepwise kernel is made of: 32 rows of a weight matrix with 8 or 32
+// columns, sums in float.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -6,8 +7,8 @@
 namespace ctxfast {
 namespace cuda {
 
-// 16 bytes: columns first .. of a row, those from `count` on as zeros. Aligned: all rows begin at multiples of 16 bytes
-// and `count` is a multiple of what 16 bytes hold.
+// 16 bytes: columns first .. of a row, those from `count` on as zeros. Aligned: all rows begin at
+// multiples of 16 bytes and `count` is a multiple of what 16 bytes hold.
 template <class T, bool Aligned, bool Constant>
 CTXFAST_DEVICE Words4 load_columns(const T* row, int first, int count) {
   constexpr int kElements = 16 / sizeof(T);
@@ -42,11 +43,12 @@ CTXFAST_DEVICE float float_of(uint32_t bits) {
   return x.value;
 }
 
-// Lane l ends up with rows 8 slot + l / 4 (slot 0 to 3) and columns 8 tile + l % 4 * 2 + {0, 1}, sums[tile][slot][j]:
-// where slots are the four gates, a lane holds all gates of its cells.
+// Lane l ends up with rows 8 slot + l / 4 (slot 0 to 3) and columns 8 tile + l % 4 * 2 + {0, 1},
+// sums[tile][slot][j]: where slots are the four gates, a lane holds all gates of its cells.
 //
-// The warps of a block take turns at the slices of 32 of what is summed over; the first warp adds up their parts in a
-// fixed order. 16-bit types use the tensor cores, float its own multiplications.
+// The warps of a block take turns at the slices of 32 of what is summed over; the first warp adds
+// up their parts in a fixed order. 16-bit types use the tensor cores, float its own
+// multiplications.
 template <class T, int Tiles, int Warps, bool Aligned>
 struct LstmTile {
   static constexpr int kThreads = Warps * kWarpSize;
@@ -54,8 +56,8 @@ struct LstmTile {
 
   float sums[Tiles][4][2] = {};
 
-  // weight(row slot) and column(number) give the addresses of what is multiplied, each `count` long; null counts as zeros.
-  // Ends with a barrier; then the first warp holds the result.
+  // weight(row slot) and column(number) give the addresses of what is multiplied, each `count`
+  // long; null counts as zeros. Ends with a barrier; then the first warp holds the result.
   template <class Weight, class Column>
   CTXFAST_DEVICE void multiply(int count, Weight weight, Column column) {
     const int warp = thread_index() / kWarpSize, lane = thread_index() % kWarpSize;
@@ -97,16 +99,18 @@ struct LstmTile {
   }
 
   template <class Column>
-  CTXFAST_DEVICE void tensor_slice(int first, int count, int lane, const T* (&w)[4], Column column) {
+  CTXFAST_DEVICE void tensor_slice(int first, int count, int lane, const T* (&w)[4],
+                                   Column column) {
     Words4 a[4];
 #pragma unroll
-    for (int slot = 0; slot < 4; ++slot) a[slot] = load_columns<T, Aligned, true>(w[slot], first, count);
+    for (int slot = 0; slot < 4; ++slot)
+      a[slot] = load_columns<T, Aligned, true>(w[slot], first, count);
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
       const Words4 x = load_columns<T, Aligned, false>(column(tile * 8 + lane / 4), first, count);
 #pragma unroll
       for (int pair = 0; pair < 4; pair += 2) {
-        float(&c)[4] = reinterpret_cast<float(&)[4]>(sums[tile][pair]);
+        float (&c)[4] = reinterpret_cast<float (&)[4]>(sums[tile][pair]);
         mma<T>(c, a[pair].x, a[pair + 1].x, a[pair].y, a[pair + 1].y, x.x, x.y);
         mma<T>(c, a[pair].z, a[pair + 1].z, a[pair].w, a[pair + 1].w, x.z, x.w);
       }
@@ -119,7 +123,8 @@ struct LstmTile {
     for (int k = first; k < first + 32; k += 4) {
       Words4 a[4];
 #pragma unroll
-      for (int slot = 0; slot < 4; ++slot) a[slot] = load_columns<T, Aligned, true>(w[slot], k, count);
+      for (int slot = 0; slot < 4; ++slot)
+        a[slot] = load_columns<T, Aligned, true>(w[slot], k, count);
 #pragma unroll
       for (int tile = 0; tile < Tiles; ++tile) {
 #pragma unroll

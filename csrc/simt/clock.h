@@ -11,12 +11,14 @@ namespace simt {
 using Times = std::vector<uint32_t>;
 using Shared = std::shared_ptr<const Times>;
 
-// Threads that have just met at a barrier know the same, so they share one vector; each has its own time besides.
+// Threads that have just met at a barrier know the same, so they share one vector; each has its own
+// time besides.
 struct Clock {
   Shared known;
   uint32_t own = 1;
 
-  // Whether what `thread` did at `time` happened before now, as the owner `self` of this clock sees it.
+  // Whether what `thread` did at `time` happened before now, as the owner `self` of this clock sees
+  // it.
   bool knows(int self, int thread, uint32_t time) const {
     return time <= (thread == self ? own : (*known)[thread]);
   }
@@ -34,7 +36,8 @@ struct Clock {
   }
 };
 
-// A barrier: all members learn what any of them knows. member(i) gives (index of the thread, its clock).
+// A barrier: all members learn what any of them knows. member(i) gives (index of the thread, its
+// clock).
 template <class Member>
 void meet(int count, int threads, Member member) {
   auto times = std::make_shared<Times>(threads, 0u);

@@ -1,4 +1,5 @@
-// The host version of csrc/cuda/device.cuh, which includes this file where no CUDA compiler reads it.
+// The host version of csrc/cuda/device.cuh, which includes this file where no CUDA compiler reads
+// it.
 #pragma once
 
 #include <cmath>

@@ -27,7 +27,8 @@ void Fibers::enter(unsigned high, unsigned low) {
   _longjmp(fibers->scheduler_, 1);
 }
 
-// The first switch to a fiber makes its context; all later ones are jumps, which cost no system call.
+// The first switch to a fiber makes its context; all later ones are jumps, which cost no system
+// call.
 bool Fibers::resume(int index) {
   current_ = index;
   State& state = states_[index];
@@ -40,8 +41,8 @@ bool Fibers::resume(int index) {
     context.uc_stack.ss_size = kStackBytes;
     context.uc_link = nullptr;
     const auto address = reinterpret_cast<uintptr_t>(this);
-    makecontext(&context, reinterpret_cast<void (*)()>(&Fibers::enter), 2,
-                unsigned(address >> 32), unsigned(address));
+    makecontext(&context, reinterpret_cast<void (*)()>(&Fibers::enter), 2, unsigned(address >> 32),
+                unsigned(address));
     setcontext(&context);
   }
   return states_[current_].ended;

@@ -9,7 +9,8 @@ namespace simt {
 
 class Fibers {
  public:
-  // body(argument, index) runs on fiber `index` when it is first resumed, and must not return by an exception.
+  // body(argument, index) runs on fiber `index` when it is first resumed, and must not return by an
+  // exception.
   Fibers(int count, void (*body)(void*, int), void* argument);
   ~Fibers();
   Fibers(const Fibers&) = delete;

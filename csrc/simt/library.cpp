@@ -1,4 +1,5 @@
-// What the tests call, through ctypes: the shipped kernel templates, at shipped and at small sizes, on the host.
+// What the tests call, through ctypes: the shipped kernel templates, at shipped and at small sizes,
+// on the host.
 #include <sstream>
 
 #include "cuda/lstm_arguments.h"
@@ -38,12 +39,12 @@ void backward(const void* argument) {
 template <class S, template <class> class Shared>
 Kernel kernel(const char* name, void (*run)(const void*)) {
   const int dtype = std::is_same_v<typename S::T, bfloat16> ? kLstmBfloat16 : kLstmFloat16;
-  return {name,     dtype,     S::kCluster,       S::kClusters, S::kWarps, S::kRows,
-          S::kDepth, sizeof(Shared<S>), run};
+  return {name,     dtype,     S::kCluster,       S::kClusters, S::kWarps,
+          S::kRows, S::kDepth, sizeof(Shared<S>), run};
 }
 
-// Two clusters of four, one block a cluster, two clusters of eight with 16 rows, a single buffer, and the shipped size that
-// fits one cluster.
+// Two clusters of four, one block a cluster, two clusters of eight with 16 rows, a single buffer,
+// and the shipped size that fits one cluster.
 using Small = LstmShape<bfloat16, 256, 64, 4, 2, 4, 8, 1>;
 using SmallHalf = LstmShape<float16, 256, 64, 4, 2, 4, 8, 2>;
 using Flat = LstmShape<bfloat16, 128, 64, 1, 4, 4, 8, 2>;
@@ -52,13 +53,15 @@ using SingleBuffer = LstmShape<bfloat16, 256, 64, 4, 2, 4, 8, 1, 1>;
 
 using Shipped = LstmShape<bfloat16, 1024, 128, 8, 1, 8, 8, 4>;
 
-#define CTXFAST_BOTH(name, S)                                      \
-  kernel<S, ForwardShared>("forward " name, forward<S>),           \
+#define CTXFAST_BOTH(name, S)                            \
+  kernel<S, ForwardShared>("forward " name, forward<S>), \
       kernel<S, BackwardShared>("backward " name, backward<S>)
-const Kernel kKernels[] = {
-    CTXFAST_BOTH("small", Small), CTXFAST_BOTH("small half", SmallHalf), CTXFAST_BOTH("flat", Flat),
-    CTXFAST_BOTH("wide", Wide), CTXFAST_BOTH("single buffer", SingleBuffer),
-    CTXFAST_BOTH("shipped", Shipped)};
+const Kernel kKernels[] = {CTXFAST_BOTH("small", Small),
+                           CTXFAST_BOTH("small half", SmallHalf),
+                           CTXFAST_BOTH("flat", Flat),
+                           CTXFAST_BOTH("wide", Wide),
+                           CTXFAST_BOTH("single buffer", SingleBuffer),
+                           CTXFAST_BOTH("shipped", Shipped)};
 #undef CTXFAST_BOTH
 
 const Kernel* find(const char* name) {

@@ -21,7 +21,8 @@ std::string Machine::launch(const Grid& grid, void (*kernel)(const void*), const
   argument_ = argument;
   const int count = grid.blocks.x * grid.blocks.y * grid.blocks.z;
   const int total = count * grid.threads;
-  std::vector<char> shared(count * grid.shared_bytes + 16, char(0xff));  // 0xff...: NaN in every format
+  std::vector<char> shared(count * grid.shared_bytes + 16,
+                           char(0xff));  // 0xff...: NaN in every format
   char* base = shared.data() + (16 - reinterpret_cast<uintptr_t>(shared.data()) % 16) % 16;
   memory.forget_accesses();
   memory.add("shared memory", base, count * grid.shared_bytes, false, grid.shared_bytes);
@@ -79,7 +80,8 @@ void Machine::run(void* self, int) {
   machine->kernel_(machine->argument_);
 }
 
-// A random thread; of two that belong to different blocks mostly that of the hastier one, so that blocks drift apart.
+// A random thread; of two that belong to different blocks mostly that of the hastier one, so that
+// blocks drift apart.
 int Machine::pick() {
   const size_t n = runnable_.size();
   size_t a = random_() % n;
@@ -110,7 +112,8 @@ void Machine::wait() {
   current_ = self;
 }
 
-// ---- barriers. A meeting of threads first .. first + count - 1; threads that have ended are not waited for.
+// ---- barriers. A meeting of threads first .. first + count - 1; threads that have ended are not
+// waited for.
 
 void Machine::finish_meeting(Meeting& meeting, int first, int count) {
   meeting.arrived = 0;

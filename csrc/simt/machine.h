@@ -1,8 +1,10 @@
-// Runs the threads of a CUDA grid on one OS thread, in an order drawn from a seed, and watches what they do.
+// Runs the threads of a CUDA grid on one OS thread, in an order drawn from a seed, and watches what
+// they do.
 //
-// A thread runs until it waits: at a barrier, in a collective of its warp, or after polling a flag. Ordering between
-// threads comes from barriers and from release and acquire patterns alone, each within its scope, never from the order
-// in which this machine happens to run them: a missing fence is found although every write is visible at once here.
+// A thread runs until it waits: at a barrier, in a collective of its warp, or after polling a flag.
+// Ordering between threads comes from barriers and from release and acquire patterns alone, each
+// within its scope, never from the order in which this machine happens to run them: a missing fence
+// is found although every write is visible at once here.
 #pragma once
 
 #include <cstdint>
@@ -26,12 +28,12 @@ using ctxfast::cuda::Scope;
 // A mistake planted in the primitives, to see that it is found.
 enum FaultKind : int {
   kNoFault = 0,
-  kDropFence = 1,        // fences do nothing
-  kRelaxAcquire = 2,     // acquiring reads order nothing
-  kSkipBarrier = 3,      // the barrier at one place in the source does nothing; value: its number
-  kSkipGeneration = 4,   // polls see a counter ahead by value
-  kLoseArrival = 5,      // block 0 does not add to counters any more after `value` times
-  kNarrowFence = 6,      // fences reach no further than the own block
+  kDropFence = 1,       // fences do nothing
+  kRelaxAcquire = 2,    // acquiring reads order nothing
+  kSkipBarrier = 3,     // the barrier at one place in the source does nothing; value: its number
+  kSkipGeneration = 4,  // polls see a counter ahead by value
+  kLoseArrival = 5,     // block 0 does not add to counters any more after `value` times
+  kNarrowFence = 6,     // fences reach no further than the own block
 };
 struct Fault {
   int kind = kNoFault;

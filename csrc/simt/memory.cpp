@@ -91,7 +91,8 @@ std::string Memory::read(const void* address, size_t bytes, Access kind, int blo
 }
 
 void Memory::record_read(Cell& cell, int thread, const Clock& clock) {
-  // A read that the reader knows of needs no record beside this one: what is ordered after this one is after it too.
+  // A read that the reader knows of needs no record beside this one: what is ordered after this one
+  // is after it too.
   if (cell.reader < 0 || clock.knows(thread, cell.reader, cell.read_time)) {
     cell.reader = thread;
     cell.read_time = clock.own;

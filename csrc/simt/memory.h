@@ -1,4 +1,5 @@
-// Memory under watch: bounds of every access, and races by happens-before (FastTrack: Flanagan and Freund, 2009).
+// Memory under watch: bounds of every access, and races by happens-before (FastTrack: Flanagan and
+// Freund, 2009).
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,8 @@
 
 namespace simt {
 
-// Two bytes of memory: the last write, and the reads since then that are not ordered among themselves.
+// Two bytes of memory: the last write, and the reads since then that are not ordered among
+// themselves.
 struct Cell {
   int32_t writer = -1, reader = -1;
   uint32_t write_time = 0, read_time = 0;
@@ -24,8 +26,8 @@ struct Region {
   std::string name;
   char* begin;
   size_t bytes;
-  bool constant;      // nobody may write it
-  size_t slice = 0;   // bytes of each block's own part, where the region is shared memory
+  bool constant;     // nobody may write it
+  size_t slice = 0;  // bytes of each block's own part, where the region is shared memory
   std::vector<Cell> cells;
 };
 
@@ -39,7 +41,8 @@ class Memory {
   // A new launch: everything before it is ordered before it.
   void forget_accesses();
 
-  // Empty if the access is sound; otherwise what is wrong with it. block: index of the block, for its shared memory.
+  // Empty if the access is sound; otherwise what is wrong with it. block: index of the block, for
+  // its shared memory.
   std::string read(const void* address, size_t bytes, Access kind, int block, int thread,
                    const Clock& clock);
   std::string write(void* address, size_t bytes, Access kind, int block, int thread,

@@ -40,7 +40,8 @@ inline uint16_t float16_from_float(float x) {
   const float size = std::fabs(x);
   if (size != size) return 0x7fff;
   if (size >= 65520.0f) return uint16_t(sign | 0x7c00);
-  if (size < 6.103515625e-5f) return uint16_t(sign | uint16_t(std::nearbyint(std::ldexp(size, 24))));
+  if (size < 6.103515625e-5f)
+    return uint16_t(sign | uint16_t(std::nearbyint(std::ldexp(size, 24))));
   const uint32_t bits = bits_from_float(size) - (112u << 23);
   return uint16_t(sign | ((bits + 0xfff + (bits >> 13 & 1)) >> 13));
 }
