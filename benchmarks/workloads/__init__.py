@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, bert_pretraining, operators
-from . import bert, operators, scaling
+from . import bert, bert_pretraining, operators, scaling
 
 SIZES = ("tiny", "base", "large")
 
@@ -29,18 +28,15 @@ class Workload:
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("bert-inference", "BERT on batches of 32 messages of real length", bert.inference),
-        Workload("bert-latency", "BERT on one sentence at a time", bert.latency),
+        Workload(
+            "bert-inference", "BERT on batches of 32 messages of real length", bert.inference, SIZES
+        ),
+        Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency, SIZES),
         Workload(
             "bert-pretraining",
             "a pretraining step of BERT, optimizer included, on 16 messages",
             bert_pretraining.pretraining,
         ),
-        Workload("attention", "attention, dense and on packed batches", operators.attention),
-        Workload(
-            "bert-inference", "BERT on batches of 32 messages of real length", bert.inference, SIZES
-        ),
-        Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency, SIZES),
         Workload("attention", "attention, dense and on packed batches", operators.attention, SIZES),
         Workload("linear", "linear with bias and its epilogue", operators.linear),
         Workload("layer-norm", "residual and LayerNorm in one pass", operators.layer_norm),

@@ -130,7 +130,9 @@ class Embeddings:
         buffered = self.module._buffers.get("token_type_ids")
         if buffered is None or self.token_type is None:
             return torch.zeros_like(positions)
-        return buffered[0].index_select(0, positions)  # what a user wrote there counts, as it does unaccelerated
+        return buffered[0].index_select(
+            0, positions
+        )  # what a user wrote there counts, as it does unaccelerated
 
 
 def call_embeddings(module: nn.Module, family: Family, call: dict[str, Any], plan: Plan) -> Tensor:

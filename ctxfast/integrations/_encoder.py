@@ -252,9 +252,7 @@ class _Run:
                 places = {i % len(hidden) for i in chosen if -len(hidden) <= i < len(hidden)}
                 hidden = [x if i in places else None for i, x in enumerate(hidden)]
         pooled = self._pool(leading) if batch.total or batch.batch_size else None
-        return self._wrap(
-            leading if _first_token_first.get() else last, pooled, hidden, weights
-        )
+        return self._wrap(leading if _first_token_first.get() else last, pooled, hidden, weights)
 
     def _states(self) -> tuple[list[Tensor], list[Tensor]]:
         """The last state [T, H], after all others where they are asked for, and the attention weights."""
@@ -330,9 +328,7 @@ class _Run:
         function = self._mask_function
         names = inspect.signature(function).parameters
         name = "inputs_embeds" if "inputs_embeds" in names else "input_embeds"
-        return function(
-            config=self.model.config, attention_mask=self.mask, **{name: grid.detach()}
-        )
+        return function(config=self.model.config, attention_mask=self.mask, **{name: grid.detach()})
 
     def _leading(self, last: Tensor) -> Tensor:
         """last [B, S, H], with each sequence's first token in column 0."""

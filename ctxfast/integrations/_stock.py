@@ -53,7 +53,9 @@ def require_plain(name: str, module: nn.Module) -> None:
     for kind in _HOOKS:
         for hook in getattr(module, kind).values():
             if not (kind == "_forward_hooks" and _observes(hook)):
-                raise NotStock(f"{name} has a {kind.strip('_').removesuffix('s').replace('_', ' ')}")
+                raise NotStock(
+                    f"{name} has a {kind.strip('_').removesuffix('s').replace('_', ' ')}"
+                )
     if "forward" in module.__dict__:
         offload = " (an offload hook)" if hasattr(module, "_hf_hook") else ""
         raise NotStock(f"{name} has a forward of its own instance{offload}")
@@ -96,7 +98,16 @@ def parameter_of(module: nn.Module, name: str) -> Any:
 class Certificate:
     """What was observed of some modules. Conclusions drawn from it are good for as long as `holds()`."""
 
-    __slots__ = ("_classes", "_contents", "_dictionaries", "_empty", "_hooks", "_modules", "_own", "_patched")
+    __slots__ = (
+        "_classes",
+        "_contents",
+        "_dictionaries",
+        "_empty",
+        "_hooks",
+        "_modules",
+        "_own",
+        "_patched",
+    )
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = tuple(dict.fromkeys(modules))

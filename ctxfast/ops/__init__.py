@@ -33,8 +33,8 @@ __all__ = [
     "embed_layer_norm",
     "highway",
     "linear",
+    "linear_cross_entropy",
     "lstm",
     "scalar_mix",
-    "linear_cross_entropy",
     "use_backend",
 ]

@@ -86,7 +86,9 @@ def build(family: str, head: str = "Model", *, dropout: float = 0.0, **fields: A
     cls = getattr(transformers, f"{prefix}{head}", None)
     if cls is None:
         pytest.skip(f"there is no {prefix}{head}")
-    config = cls.config_class(**{**sizes, "num_labels": 3 if "Question" not in head else 2, **fields})
+    config = cls.config_class(
+        **{**sizes, "num_labels": 3 if "Question" not in head else 2, **fields}
+    )
     for name in _DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, dropout)
