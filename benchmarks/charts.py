@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -85,11 +86,14 @@ def speedups(case: CaseResult) -> Drawing | None:
 def overview(run: Run) -> Iterator[Plot]:
     """One plot of all cases: ctxfast over the fastest peer of the same type."""
     rows = []
-    for case in run.cases:
-        for own in () if case.curve else case.own():
+    cases = [case for case in run.cases if not case.curve]
+    per_workload = Counter(case.workload for case in cases)
+    for case in cases:
+        name = case.workload if per_workload[case.workload] == 1 else f"{case.workload} {case.case}"
+        for own in case.own():
             best = next((r for r in rivals(case, own) if own.dtype in r.speedup), None)
             if best is not None:
-                label = f"{case.workload} {case.case} {short(own.dtype)}, {_name(best)}"
+                label = f"{name} {short(own.dtype)}, {_name(best)}"
                 rows.append((label, best.speedup[own.dtype]))
     if rows:
         title = "ctxfast over the fastest peer"
@@ -151,7 +155,7 @@ def memory(case: CaseResult) -> Drawing:
         y, kind = _ROW * i, colour(result.peer)
         held, peak = min(result.memory.held, result.memory.peak), result.memory.peak
         figures = f"{size(peak)}, holds {size(held)}"
-        label = f"{result.label} {short(result.dtype)}"
+        label = f"{_name(result)} {short(result.dtype)}"
         room = WIDTH - text_width(figures) - 16
         drawing.text(_LEFT, y + 14, shortened(label, room))
         drawing.text(WIDTH - _LEFT, y + 14, figures, "soft", anchor="end")
@@ -243,7 +247,7 @@ def rooflines(run: Run) -> Iterator[Plot]:
         ]
         if found and ceilings.bandwidth:
             caption = (
-                f"{short(dtype)}: arithmetic reached against the measured ceilings; filled ctxfast, "
+                "Arithmetic reached against the measured ceilings; filled ctxfast, "
                 "hollow the fastest peer of the same type"
             )
             drawing = roofline(dtype, found, ceilings)

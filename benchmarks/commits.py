@@ -17,7 +17,7 @@ from .records import Run, read
 if TYPE_CHECKING:
     from .runner import Options
 
-PASSES = 3  # processes of each commit, taken in turns
+PASSES = 5  # processes of each commit, taken in turns
 CONTROLS = (
     "eager",
     "torch",

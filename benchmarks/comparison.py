@@ -2,24 +2,26 @@
 
 Within a run the rounds are interleaved, so a candidate is compared with the peers of its own rounds (the controls,
 whose code is the same on both sides): their ratio is free of the drift between two runs. The change is the ratio of
-these ratios, with a bootstrap interval (Efron 1979) in which whole processes and, inside them, whole rounds are drawn.
-A side may hold several runs of one commit, which shows how much one process differs from the next.
+these ratios. Its standard error comes from the bootstrap (Efron 1979), which draws whole processes and, inside them,
+whole rounds; the interval from Student's t, because percentiles of few rounds are too narrow. A side may hold several
+runs of one commit, which shows how much one process differs from the next.
 
 The interval is widened for the number of candidates compared (Bonferroni), and a change counts from MARGIN on: the
-placement of memory alone makes two processes differ by a few percent, and rounds of one process cannot show that.
+placement of memory alone makes two processes differ by a percent or two, and rounds of one process cannot show that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 
 from .records import CaseResult, Result, Run
 from .timing import Ratio
 
-MARGIN = 0.05  # a change below this is none
+MARGIN = 0.03  # a change below this is none
 VISIBLE = 0.15  # a slow-down that a comparison should be able to see
 RESAMPLES = 4000
 OWN = "ctxfast"
@@ -100,11 +102,37 @@ def change_interval(
     before, after: for each process an array [1 + controls, rounds] of seconds.
     """
     generator = np.random.default_rng(seed)
-    value = np.exp(_level(after) - _level(before))
-    drawn = np.exp(_resampled(after, generator) - _resampled(before, generator))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return Ratio(float(value), float(low), float(high))
+    change = _level(after) - _level(before)
+    value = float(np.exp(change))
+    freedom = _units(before) + _units(after) - 2
+    if min(_units(before), _units(after)) < 2:
+        return Ratio(value, 0.0, float("inf"))
+    variance = _variance(before, generator) + _variance(after, generator)
+    reach = _student(0.5 + confidence / 2.0, freedom) * variance**0.5
+    return Ratio(value, float(np.exp(change - reach)), float(np.exp(change + reach)))
+
+
+def _units(side: Samples) -> int:
+    """What is drawn at random: processes, or the rounds where there is one process."""
+    return len(side) if len(side) > 1 else side[0].shape[1]
+
+
+def _variance(side: Samples, generator: np.random.Generator) -> float:
+    """Of the level of a side; a bootstrap over n units shows (n - 1) / n of it."""
+    units = _units(side)
+    return float(np.var(_resampled(side, generator))) * units / (units - 1)
+
+
+def _student(probability: float, freedom: int) -> float:
+    """The quantile of Student's t, by the expansion of Cornish and Fisher (1938) about that of the normal."""
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def _relative(medians: np.ndarray) -> np.ndarray:

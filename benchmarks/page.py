@@ -68,7 +68,7 @@ def html(run: Run) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{sheet}</style></head><body>"
-        f"<header><h1>ctxfast benchmark</h1><p>{escape(str(about['device']))}, {about['threads']} threads</p>"
+        f"<header><h1>ctxfast benchmark</h1><p>{escape(str(about['device']))}, {_count(about['threads'], 'thread')}</p>"
         f'<p class="soft small">{escape(str(about["time"]))}, ctxfast {escape(about["ctxfast"])}{escape(commit)}, '
         f"torch {escape(about['torch'])}</p><nav>{links}</nav></header>"
         f"<main>{body}</main></body></html>\n"
@@ -78,6 +78,10 @@ def html(run: Run) -> str:
 def _measured(run: Run) -> list[str]:
     """The workloads whose cases are shown one by one: all but the points of curves."""
     return list(dict.fromkeys(case.workload for case in run.cases if not case.curve))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _items(texts: Sequence[str]) -> str:
@@ -120,8 +124,8 @@ def _summary(run: Run) -> str:
     timed = sum(bool(r.seconds) and not r.part for case in run.cases for r in case.results)
     noisy = sum(r.noisy for case in run.cases for r in case.results)
     lines.append(
-        f"{len(run.cases)} cases, {timed} candidates timed, {refused} refused for wrong numbers, "
-        f"{noisy} marked noisy."
+        f"{_count(len(run.cases), 'case')}, {_count(timed, 'candidate')} timed, {refused} refused for wrong "
+        f"numbers, {noisy} marked noisy."
     )
     text = _items(lines) + _figures(charts.overview(run))
     if run.left:
@@ -139,6 +143,8 @@ def _behind(run: Run) -> str:
     found = [item for item in found if not item.case.curve]
     same = [item for item in found if item.same_type]
     compared = sum(len(rivals(case, own)) for case in run.cases for own in case.own())
+    if not found and not on_curves:
+        return f"<p>None of {compared} comparisons with a peer in the same type shows the peer ahead.</p>"
     text = (
         f"<p>Of {compared} comparisons with a peer in the same type, {len(same) + on_curves} show the peer ahead with "
         f"the whole interval, {on_curves} of them at points of the scaling curves below. For each case the farthest "
@@ -226,11 +232,11 @@ def _case(case: CaseResult) -> str:
         for r in case.own()
         if r.implementations
     ]
-    if absent or ran:
-        summary = f"{len(absent)} skipped or refused; which implementations ran"
-        text += (
-            f'<details class="small"><summary>{summary}</summary>{_items(absent + ran)}</details>'
-        )
+    if absent:
+        text += f'<p class="small">Without a time:</p><div class="small">{_items(absent)}</div>'
+    if ran:
+        summary = "<summary>Which implementations ran</summary>"
+        text += f'<details class="small">{summary}{_items(ran)}</details>'
     split = report.split_gain(case)
     if split is not None:
         text += (

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -57,7 +58,7 @@ class Shape:
 
 
 def write_weights(directory: Path, shape: Shape, *, seed: int = 0) -> None:
-    """A Hugging Face BERT directory (config.json, model.safetensors) with random float32 weights.
+    """A Hugging Face BERT directory with random float32 weights, and a vocabulary of the words token5, token6, ...
 
     Biases and LayerNorm parameters are random too, every sub-layer contributes as much as the residual, and scores are
     large enough for attention to single out tokens: an error anywhere changes the output, in bfloat16 too.
@@ -107,6 +108,10 @@ def write_weights(directory: Path, shape: Shape, *, seed: int = 0) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    words = [*SPECIAL, *(f"token{i}" for i in range(len(SPECIAL), shape.vocab_size))]
+    (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def read_weights(directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -152,13 +152,17 @@ def columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
                 _spread(result),
                 "" if result.part else f"{case.items / result.seconds.median:,.1f}",
                 *(ratio(result.speedup.get(dtype)) for dtype in own),
-                f"{result.gflops:,.0f}" if result.gflops else "",
+                _rate(result.gflops) if result.gflops else "",
                 limit,
                 f"{result.error.max:.1e}" if result.error else "",
                 note(result),
             ]
         )
     return header, rows
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: frozenset[int]) -> list[str]:

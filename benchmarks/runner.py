@@ -216,7 +216,10 @@ def _run_case(
         _finish(case, prepared, samples, ceilings)
         if not samples.interrupted:
             _profile(prepared)
-    if options.memory and source and memory.available() and not samples.interrupted:
+    wanted = (
+        options.memory and source and not case.curve
+    )  # a process for every point would take hours
+    if wanted and memory.available() and not samples.interrupted:
         _measure_memory(case, prepared, source, lambda what: progress(f"{where}: {what}", 0, 0))
     return CaseResult(
         workload=case.workload,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..case import DTYPES, Candidate, Case
 from ..ceilings import onednn_available
@@ -21,13 +22,22 @@ def version() -> str:
 
 
 def attention(case: Case) -> Iterator[Candidate]:
-    """SDPA on one padded batch and on four length buckets."""
+    """SDPA by its fused kernel, on one padded batch and on four length buckets, and by its "math" backend."""
     for dtype in case.dtypes:
         inputs: AttentionInputs = case.inputs.to(DTYPES[dtype])
         padded = PaddedAttention(inputs)
         yield Candidate(NAME, "SDPA", dtype, run=padded.sdpa, result=padded.valid, layout="padded")
         if not padded.dense:
             yield _bucketed(inputs, dtype)
+        yield _math(padded, dtype)
+
+
+def _math(padded: PaddedAttention, dtype: str) -> Candidate:
+    def run() -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return padded.sdpa()
+
+    return Candidate(NAME, "SDPA math", dtype, run=run, result=padded.valid, layout="padded")
 
 
 def _bucketed(inputs: AttentionInputs, dtype: str) -> Candidate:

@@ -98,8 +98,23 @@ def test_processes_that_differ_widen_the_interval():
     before, after = ([array for (array,) in side(n)] for n in (slice(0, 3), slice(3, 6)))
     together = comparison.change_interval(before, after)
     alone = comparison.change_interval(before[:1], after[:1])
-    assert alone.low == alone.high == pytest.approx(levels[3] / levels[0])
+    assert alone.low == pytest.approx(alone.high) == pytest.approx(levels[3] / levels[0])
     assert together.high / together.low > 1.05
+
+
+def test_one_round_shows_nothing():
+    result = comparison.compare([measured(0, rounds=1)], [measured(1, rounds=1, slow=2)])
+    assert {change.verdict for change in result.changes} == {"noisy"} and not result.failed
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom"), [(0.975, 8), (0.998, 12), (0.9996, 12), (0.975, 100)]
+)
+def test_quantiles_of_student(probability, freedom):
+    from scipy import stats
+
+    expected = stats.t.ppf(probability, freedom)
+    assert comparison._student(probability, freedom) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_candidate_that_loses_its_time_is_a_failure():

@@ -97,6 +97,7 @@ def test_plots_are_files_of_their_own(tmp_path):
         "memory-bert-inference-a",
         "curve-s-length",
         "roofline-float32",
+        "roofline-bfloat16",
     }
     for file in files:
         root = ElementTree.parse(file).getroot()
@@ -166,7 +167,7 @@ def test_command_reports_a_file(tmp_path, capsys):
     assert main(["bench", "--from", str(source), *outputs]) == 0
     assert "s length ctxfast fp32 1.00 [" in " ".join(capsys.readouterr().out.split())
     assert parsed((tmp_path / "a.html").read_text()).ids
-    assert len(list((tmp_path / "p").glob("*.svg"))) == 5
+    assert len(list((tmp_path / "p").glob("*.svg"))) == 6
     assert (tmp_path / "a.csv").read_text().count("\n") == 1 + 8 + 6
 
 

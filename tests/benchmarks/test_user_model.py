@@ -29,8 +29,17 @@ def text(tmp_path):
 
 def test_command(tmp_path, text, model_directory, capsys):
     out = tmp_path / "run.jsonl"
-    arguments = ["--model", str(model_directory), "--input", str(text), "--repeats", "2"]
-    peers = "ctxfast,eager,transformers,onnxruntime,openvino,ctranslate2"
+    arguments = [
+        "--model",
+        str(model_directory),
+        "--input",
+        str(text),
+        "--size",
+        "tiny",
+        "--repeats",
+        "2",
+    ]
+    peers = "transformers,onnxruntime,ctranslate2"
     assert main(["bench", *arguments, "--peers", peers, "--json", str(out)]) == 0
     run = records.read(out)
     assert [case.case for case in run.cases] == ["batches", "one-line"]
@@ -67,6 +76,8 @@ def test_a_wrong_model_is_refused(tmp_path, text, model_directory, capsys, monke
         str(model_directory),
         "--input",
         str(text),
+        "--size",
+        "tiny",
         "--repeats",
         "1",
         "--peers",
