@@ -22,6 +22,12 @@ struct Range {
   int64_t begin, end;
 };
 
+// Which sums of the rows at hand start or end here, so that they need no memory in between.
+struct Passage {
+  bool keys_start, keys_end;  // gradients of keys and values
+  bool queries_whole;         // gradients of queries, start and end
+};
+
 template <typename Storage>
 struct Differentiate {
   using T = Compute<Storage>;
@@ -63,6 +69,22 @@ struct Differentiate {
   }
   const Storage* key_row(const void* base, const int64_t (&stride)[3], int64_t j) const {
     return rows_of(static_cast<const Storage*>(base), stride, sequence.key_start + j);
+  }
+
+  // Row i of the next head, as a query and as a key.
+  void prefetch(int64_t i) const {
+    const int64_t bytes = common.head_dim * int64_t(sizeof(Storage));
+    if (i < sequence.query_length) {
+      prefetch_bytes(query_row(common.query, common.query_stride, i) + common.query_stride[1],
+                     bytes);
+      prefetch_bytes(
+          query_row(args.grad_output, args.grad_output_stride, i) + args.grad_output_stride[1],
+          bytes);
+    }
+    if (i < sequence.key_length) {
+      prefetch_bytes(key_row(common.key, common.key_stride, i) + common.key_stride[1], bytes);
+      prefetch_bytes(key_row(common.value, common.value_stride, i) + common.value_stride[1], bytes);
+    }
   }
 
   BiasGradient<T> bias_gradient() const {
@@ -124,8 +146,8 @@ struct Differentiate {
   }
 
   // Query rows [begin, end) of a task that starts at row `origin`, against keys [block, block_end).
-  void add_rows(int64_t origin, int64_t begin, int64_t end, int64_t block,
-                int64_t block_end) const {
+  void add_rows(int64_t origin, int64_t begin, int64_t end, int64_t block, int64_t block_end,
+                Passage passage) const {
     const int64_t low = greater(key_range(common, sequence, begin).begin, block);
     const int64_t high = smaller(key_range(common, sequence, end - 1).end, block_end);
     if (low >= high) return;
@@ -167,32 +189,62 @@ struct Differentiate {
                                          work.grad_scores,
                                          work.grad_pairs};
     const auto range_of = [&](int64_t i) { return key_range(common, sequence, i); };
-    for (int64_t r = 0; r < rows; r += kPack)
+    const bool prefetches =
+        sequence.key_length <= kPrefetchedKeys && head + 1 < common.heads;
+    for (int64_t r = 0; r < rows; r += kPack) {
+      if (prefetches)
+        for (int64_t i = begin + r; i < begin + r + kPack; ++i) prefetch(i);
       stage.run(r, rows, begin + r, key0, columns, range_of);
+    }
 
     const int64_t step =
         kPack * sizes.block;  // from one word row of the transposed operands to the next
+    const int64_t keys = high - key0;
     if (wanted & kGradKeyValue) {
       const Word* weights = reinterpret_cast<const Word*>(work.scores);
       const Word* grads = reinterpret_cast<const Word*>(work.grad_scores);
-      const AccumulateTile<Storage, true> value_tile = {
-          weights, step, work.grad_columns, depth, width, work.grad_values + from * width};
-      for_each_tile(columns, width / kLanes<T>, value_tile);
-      const AccumulateTile<Storage, true> key_tile = {grads, step,  work.query_columns,
-                                                      depth, width, work.grad_keys + from * width};
-      for_each_tile(columns, width / kLanes<T>, key_tile);
+      AccumulateTile<Storage, true> tile = {weights,
+                                            step,
+                                            work.grad_columns,
+                                            depth,
+                                            width,
+                                            work.grad_values + from * width,
+                                            passage.keys_start,
+                                            kept,
+                                            nullptr,
+                                            args.grad_value_stride[2],
+                                            common.head_dim};
+      const int64_t row = sequence.key_start + key0;
+      if (passage.keys_end)
+        tile.output = rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row);
+      for_each_tile(keys, width / kLanes<T>, tile);
+      tile.left = grads;
+      tile.right = work.query_columns;
+      tile.total = work.grad_keys + from * width;
+      tile.scale = T(common.scale);
+      tile.output_stride = args.grad_key_stride[2];
+      if (passage.keys_end)
+        tile.output = rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row);
+      for_each_tile(keys, width / kLanes<T>, tile);
     }
     if (wanted & kGradQuery) {
       const Word* grads =
           kPack == 1 ? reinterpret_cast<const Word*>(work.grad_scores) : work.grad_pairs;
-      const AccumulateTile<Storage, false> query_tile = {
-          grads,
-          sizes.block / kPack,
-          work.key_columns + from / kPack * width,
-          columns / kPack,
-          width,
-          work.grad_queries + (begin - origin) * width};
-      for_each_tile(rows, width / kLanes<T>, query_tile);
+      AccumulateTile<Storage, false> tile = {grads,
+                                             sizes.block / kPack,
+                                             work.key_columns + from / kPack * width,
+                                             words_of<Storage>(keys),
+                                             width,
+                                             work.grad_queries + (begin - origin) * width,
+                                             passage.queries_whole,
+                                             T(common.scale),
+                                             nullptr,
+                                             args.grad_query_stride[2],
+                                             common.head_dim};
+      if (passage.queries_whole)
+        tile.output = rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
+                              sequence.query_start + begin);
+      for_each_tile(rows, width / kLanes<T>, tile);
     }
   }
 
@@ -206,24 +258,33 @@ struct Differentiate {
   void run(Range queries, Range keys) const {
     const int64_t rows = queries.end - queries.begin, width = sizes.width, block = sizes.block;
     read_rows(queries);
-    if (wanted & kGradQuery) __builtin_memset(work.grad_queries, 0, rows * width * sizeof(T));
     int64_t low = 0, high = 0;
     if (rows > 0) {
       low = key_range(common, sequence, queries.begin).begin;
       high = key_range(common, sequence, queries.end - 1).end;
     }
+    // Without a window every row meets the same keys.
+    const bool even = rows > 0 && low < high && common.window_left < 0 && common.window_right < 0;
+    const bool queries_whole = even && low >= keys.begin && keys.end - keys.begin <= block;
+    if ((wanted & kGradQuery) && !queries_whole)
+      __builtin_memset(work.grad_queries, 0, rows * width * sizeof(T));
     for (int64_t first = keys.begin; first < keys.end; first += block) {
       const int64_t last = smaller(first + block, keys.end), packed_end = smaller(last, high);
-      if (wanted & kGradKeyValue) {
+      const bool keys_whole = even && low <= first && packed_end == last;
+      if ((wanted & kGradKeyValue) && !keys_whole) {
         __builtin_memset(work.grad_keys, 0, (last - first) * width * sizeof(T));
         __builtin_memset(work.grad_values, 0, (last - first) * width * sizeof(T));
       }
       if (packed_end > first && last > low) {
         pack_keys(first, packed_end, greater(low, first));
-        for (int64_t i = queries.begin; i < queries.end; i += kBackwardStep)
-          add_rows(queries.begin, i, smaller(i + kBackwardStep, queries.end), first, packed_end);
+        for (int64_t i = queries.begin; i < queries.end; i += kBackwardStep) {
+          const int64_t stop = smaller(i + kBackwardStep, queries.end);
+          add_rows(queries.begin, i, stop, first, packed_end,
+                   {keys_whole && i == queries.begin, keys_whole && stop == queries.end,
+                    queries_whole});
+        }
       }
-      if (wanted & kGradKeyValue) {
+      if ((wanted & kGradKeyValue) && !keys_whole) {
         const int64_t row = sequence.key_start + first;
         write_rows(work.grad_keys, last - first, T(common.scale),
                    rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row),
@@ -233,7 +294,7 @@ struct Differentiate {
                    args.grad_value_stride[2]);
       }
     }
-    if (wanted & kGradQuery)
+    if ((wanted & kGradQuery) && !queries_whole)
       write_rows(work.grad_queries, rows, T(common.scale),
                  rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
                          sequence.query_start + queries.begin),
@@ -251,7 +312,6 @@ struct Differentiate {
     if (!(wanted & kGradQuery)) return;
     pack_columns<Storage>(keys, common.key_stride[2], count, common.head_dim, sizes.width, filter,
                           work.key_columns);
-    clear_tail<Storage>(work.key_columns, count, sizes.width);
   }
 };
 
@@ -305,12 +365,16 @@ Status run(const AttentionBackwardArgs& args) {
   const int own_bias = bias && !shared ? kGradBias : 0;
   if (whole) {
     const AttentionPieces pieces = plan.whole(common);
-    parallel_for(common.threads, pieces.count * heads, 1, [&](int64_t item, int64_t) {
-      const AttentionPiece& piece = pieces.items[item / heads];
-      const AttentionSequence& sequence = plan.sequence(piece.sequence);
-      task(piece.sequence, item % heads, kGradQuery | kGradKeyValue | own_bias,
-           {0, sequence.query_length}, {0, sequence.key_length});
-    });
+    const int64_t items = pieces.count * heads;
+    parallel_for(common.threads, items, heads_together(common, items),
+                 [&](int64_t first, int64_t last) {
+                   for (int64_t item = first; item < last; ++item) {
+                     const AttentionPiece& piece = pieces.items[item / heads];
+                     const AttentionSequence& sequence = plan.sequence(piece.sequence);
+                     task(piece.sequence, item % heads, kGradQuery | kGradKeyValue | own_bias,
+                          {0, sequence.query_length}, {0, sequence.key_length});
+                   }
+                 });
   } else {
     // A column of the bias is owned by the task of its key, a row by the task of its query.
     const AttentionPieces by_key = plan.split(common, {true, sizes.block, sizes.block, 0});
