@@ -80,7 +80,26 @@ def loss(hidden, weight, bias):
     return ops.linear_cross_entropy(hidden, weight, bias, LABELS.repeat(rows))
 
 
+def characters(table, wide, narrow, bias):
+    return ops.char_cnn(IDS, table, [wide, narrow], [bias[:3], bias[3:]], "tanh")
+
+
+def character_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((5, 4), (3, 4, 2), (2, 4, 1), (5,))]
+
+
+def highway_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((2, 3, 5), (10, 5), (10,))]
+
+
+def mix_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((3, 2, 4), (3,), (1,))]
+
+
 CALLS = {
+    "char_cnn": (characters, character_arguments),
+    "highway_gate": (ops.highway, highway_arguments),
+    "scalar_mix": (ops.scalar_mix, mix_arguments),
     "attention": (lambda q, k, v: ops.attention(q, k, v), attention_arguments),
     "attention_varlen": (lambda q, k, v: ops.attention_varlen(q, k, v, **VARLEN), varlen_arguments),
     "add_layer_norm": (lambda x, r, w, b: ops.add_layer_norm(x, r, w, b, 1e-5), norm_arguments),
@@ -105,6 +124,14 @@ def overload_arguments(name):
         return (*tensors, OFFSETS, OFFSETS, 16, 16, None, None, False, -1, -1, 0.0, 0.5)
     if name == "add_layer_norm":
         return (*tensors, 1e-5, 0.0, None, None, None)
+    if name == "char_cnn":
+        table, wide, narrow, bias = tensors
+        weight = torch.cat([wide.detach().flatten(), narrow.detach().flatten()]).requires_grad_()
+        return (IDS, table, weight, bias, [2, 1], [3, 2], "tanh")
+    if name == "highway_gate":
+        return torch.randn(2, 3, 10, requires_grad=True), tensors[0]
+    if name == "scalar_mix":
+        return tensors[:2]
     if name == "linear":
         return (*tensors, "gelu", None, None)
     if name == "lstm":
