@@ -248,8 +248,12 @@ def _finish(case: Case, prepared: Prepared, samples: timing.Samples, ceilings: C
             }
         flop = prepared.candidates[result.key].flop or case.flop
         result.gflops = flop / result.seconds.median / 1e9
-        traffic = case.traffic(element_size(result.dtype))
-        limit = ceilings.limit(result.dtype, flop, traffic)
+        element = element_size(result.dtype)
+        limit = (
+            ceilings.limit_of_steps(result.dtype, case.steps, element)
+            if case.steps and not result.part
+            else ceilings.limit(result.dtype, flop, case.traffic(element))
+        )
         if limit is not None:
             result.of_limit, result.limit = limit[0] / result.seconds.median, limit[1]
 

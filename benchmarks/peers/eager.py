@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..case import DTYPES, Candidate, Case
 from ..plain_bert import forward, read_weights, softmax_attention
+from ..plain_elmo import PlainElmo
 from ..workloads.bert import Batch, BertInputs
+from ..workloads.elmo import ElmoInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "eager"
@@ -41,6 +43,26 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
         label="eager",
         dtype=dtype,
         run=lambda: [run_batch(batch) for batch in inputs.batches],
+        result=inputs.valid,
+        layout="padded",
+        timed=dtype == "float32",
+    )
+
+
+def elmo(case: Case) -> Iterator[Candidate]:
+    """As AllenNLP computes it: all tokens encoded, a Python loop over time. In bfloat16 for its error alone."""
+    for dtype in case.dtypes:
+        yield _elmo(case.inputs, dtype)
+
+
+def _elmo(inputs: ElmoInputs, dtype: str) -> Candidate:
+    model = PlainElmo(inputs.directory, DTYPES[dtype])
+    ids, lengths = inputs.with_boundaries(), inputs.lengths
+    return Candidate(
+        peer=NAME,
+        label="eager",
+        dtype=dtype,
+        run=lambda: model(ids, lengths),
         result=inputs.valid,
         layout="padded",
         timed=dtype == "float32",

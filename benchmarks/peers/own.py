@@ -13,6 +13,7 @@ from ctxfast import nn, ops
 
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import BertInputs
+from ..workloads.elmo import ElmoInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "ctxfast"
@@ -51,6 +52,21 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
         ]
 
     return _candidate(dtype, run, inputs.valid)
+
+
+def elmo(case: Case) -> Iterator[Candidate]:
+    """`ctxfast.elmo.ElmoBiLm`: character ids in, all layers out; in bfloat16 weights and activations."""
+    for dtype in case.dtypes:
+        yield _elmo(case.inputs, dtype)
+
+
+def _elmo(inputs: ElmoInputs, dtype: str) -> Candidate:
+    from ctxfast.elmo import ElmoBiLm
+
+    model = ElmoBiLm(inputs.directory).eval().to(DTYPES[dtype])
+    model.stateful = "reset"
+    ids = inputs.ids()
+    return _candidate(dtype, lambda: model.layers(ids)[0], inputs.valid)
 
 
 def attention(case: Case) -> Iterator[Candidate]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, operators
+from . import bert, elmo, operators
 
 SIZES = ("tiny", "base")
 
@@ -25,6 +25,7 @@ WORKLOADS = {
     for workload in (
         Workload("bert-inference", "BERT on batches of 32 messages of real length", bert.inference),
         Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency),
+        Workload("elmo-inference", "ELMo on 32 messages and on one sentence", elmo.inference),
         Workload("attention", "attention, dense and on packed batches", operators.attention),
         Workload("linear", "linear with bias and its epilogue", operators.linear),
         Workload("layer-norm", "residual and LayerNorm in one pass", operators.layer_norm),

@@ -42,17 +42,16 @@ def test_layers_follow_the_formulas(changes):
     model = models.model(**changes)
     arrays = hdf5_arrays(model.state_dict(), chosen)
     ids = batch_to_ids(SENTENCES)[..., : chosen.max_characters_per_token]
-    for ids_now, states in ((ids, [None] * 3), (ids.flip(0), None)):
+    states = [None] * 3
+    for ids_now in (ids, ids.flip(0)):
         output = model(ids_now)
         with_ends, mask = model._token_embedder.with_boundaries(ids_now)
         assert torch.equal(output["mask"], mask) and mask.dtype == torch.bool
-        if states is None:
-            states = after
-        after = []
-        for row, state in enumerate(states):
+        for row in range(3):
             n = int(mask[row].sum())
-            layers, state = models.arrays_forward(arrays, chosen, with_ends[row, :n], state)
-            after.append(state)
+            layers, states[row] = models.arrays_forward(
+                arrays, chosen, with_ends[row, :n], states[row]
+            )
             for got, expected in zip(output["activations"], layers, strict=True):
                 torch.testing.assert_close(got[row, :n].double(), expected, rtol=1e-5, atol=1e-5)
                 assert not got[row, n:].any()
