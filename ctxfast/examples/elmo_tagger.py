@@ -7,6 +7,7 @@ Only the mix's weights, its gamma and the tagger itself get gradients (Peters et
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -80,9 +81,11 @@ def train(
 
 
 def read_conllu(path: str | Path) -> list[Sentence]:
-    """Words and universal tags of a CoNLL-U file."""
+    """Words and universal tags of a CoNLL-U file, gzip-compressed or not."""
+    raw = Path(path).read_bytes()
+    text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
     sentences: list[Sentence] = [[]]
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         if not line:
             sentences.append([])
         elif line[0] != "#" and line.split("\t")[0].isdigit():
