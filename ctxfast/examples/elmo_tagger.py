@@ -76,7 +76,7 @@ def train(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
         print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.3f}", file=sys.stderr)
 
 

@@ -4,9 +4,9 @@
                                                  [--picture OUT.png]
 
 DIRECTORY is an ELMo or a BERT. Without --senses twelve sentences with *stick* are used; FILE is annotated sentences as
-JSON lines (keys tok and ann, gzip or not) or text, one sentence a line: label, tab, words. For each layer it prints
-how often the nearest other occurrence of the word has the same meaning, with --conllu how well a linear classifier reads
-parts of speech off that layer (Peters et al., 2018, section 5.3: syntax below, meaning above).
+JSON lines (keys tok and ann, gzip or not) or text, one sentence a line: label, tab, words. For each layer it prints how
+often the nearest other occurrence of the word has the same meaning and, with --conllu, how well a linear classifier
+reads parts of speech off that layer (Peters et al., 2018, section 5.3: syntax below, meaning above).
 """
 
 from __future__ import annotations

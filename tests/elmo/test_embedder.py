@@ -52,7 +52,7 @@ def test_many_sentences_in_their_order(folder):
 def test_token_batches_hold_what_they_may():
     lengths = [3, 9, 1, 1, 50, 2]
     groups = list(token_batches(range(6), lengths, 3, 24))
-    assert groups == [[0], [1, 2], [3], [4], [5]] and sum(groups, []) == list(range(6))
+    assert groups == [[0, 1], [2, 3], [4], [5]]  # 2 x 11, 2 x 3, and one that is over the limit
     assert list(token_batches(range(4), [1, 1, 1, 1], 3, 1000)) == [[0, 1, 2], [3]]
 
 
