@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, operators
+from . import bert, lstm, operators
 
 SIZES = ("tiny", "base")
 
@@ -26,6 +26,7 @@ WORKLOADS = {
         Workload("bert-inference", "BERT on batches of 32 messages of real length", bert.inference),
         Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency),
         Workload("attention", "attention, dense and on packed batches", operators.attention),
+        Workload("lstm", "bidirectional LSTM with projection, ELMo's sizes", lstm.lstm),
         Workload("linear", "linear with bias and its epilogue", operators.linear),
         Workload("layer-norm", "residual and LayerNorm in one pass", operators.layer_norm),
     )

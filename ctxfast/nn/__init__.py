@@ -1,5 +1,6 @@
 """Thin modules: parameters and one call into `ctxfast.ops`."""
 
+from ctxfast.nn.lstm import LSTM
 from ctxfast.nn.multihead_attention import MultiheadAttention
 from ctxfast.nn.packed_linear import (
     PackedLinear,
@@ -11,6 +12,7 @@ from ctxfast.nn.packed_linear import (
 from ctxfast.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "LSTM",
     "MultiheadAttention",
     "PackedLinear",
     "PackedModule",

@@ -15,7 +15,7 @@ from ctxfast.ops.attention import (
 from ctxfast.ops.embed_layer_norm import embed_layer_norm
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
-from ctxfast.ops.lstm import bilstm, lstm
+from ctxfast.ops.lstm import bilstm, lstm, pack_lstm
 
 __all__ = [
     "add_layer_norm",
@@ -28,5 +28,6 @@ __all__ = [
     "embed_layer_norm",
     "linear",
     "lstm",
+    "pack_lstm",
     "use_backend",
 ]

@@ -168,10 +168,17 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(input, weight, bias)
 
 
+def _input_gates(d: Direction) -> Tensor:
+    """[B, T, 4H]. A single row is computed twice: the product of a vector may add up in another order."""
+    if d.input.shape[:2].numel() != 1:
+        return _linear(d.input, d.weight_ih, d.bias)
+    return _linear(d.input.expand(2, 1, -1).contiguous(), d.weight_ih, d.bias)[:1]
+
+
 def forward(recurrence: Recurrence, arguments: tuple[Any, ...], save: bool) -> Kept:
     directions, sequences = parse(*arguments)
     _check_lengths(sequences.lengths, directions[0].input.shape[1])
-    gates = [_linear(d.input, d.weight_ih, d.bias) for d in directions]
+    gates = [_input_gates(d) for d in directions]
     return recurrence.forward(directions, gates, sequences, save)
 
 
