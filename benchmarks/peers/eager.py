@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..case import DTYPES, Candidate, Case
@@ -12,6 +14,7 @@ from ..plain_bert import forward, read_weights, softmax_attention
 from ..plain_elmo import PlainElmo
 from ..workloads.bert import Batch, BertInputs
 from ..workloads.elmo import ElmoInputs
+from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "eager"
@@ -94,6 +97,46 @@ def layer_norm(case: Case) -> Iterator[Candidate]:
     for dtype in case.dtypes:
         inputs: LayerNormInputs = case.inputs.to(DTYPES[dtype])
         yield Candidate(NAME, "eager", dtype, run=inputs.run, result=lambda output: output)
+
+
+class EagerLstm(torch.nn.Module):
+    """Both directions of an LSTM with projection as loops over time in Python."""
+
+    def __init__(self, parameters: torch.nn.LSTM) -> None:
+        super().__init__()
+        self.lstm = parameters
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        forward, reverse = self._direction(x, ""), self._direction(x.flip(1), "_reverse")
+        return (torch.cat((forward, reverse.flip(1)), 2),)
+
+    def _direction(self, x: Tensor, suffix: str) -> Tensor:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        w_ih, w_hh, b_ih, b_hh, w_hr = (getattr(self.lstm, f"{n}_l0{suffix}") for n in names)
+        gates = F.linear(x, w_ih, b_ih + b_hh)
+        h, c = x.new_zeros(len(x), w_hr.shape[0]), x.new_zeros(len(x), w_hr.shape[1])
+        outputs = []
+        for step in range(x.shape[1]):
+            i, f, g, o = (gates[:, step] + F.linear(h, w_hh)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = F.linear(torch.sigmoid(o) * torch.tanh(c), w_hr)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+def lstm(case: Case) -> Iterator[Candidate]:
+    """A loop over time in Python. In bfloat16 for its error alone: it is slow."""
+    inputs: LstmInputs = case.inputs
+    for dtype in case.dtypes:
+        module = EagerLstm(inputs.module(torch.nn.LSTM, DTYPES[dtype]))
+        yield Candidate(
+            peer=NAME,
+            label="eager",
+            dtype=dtype,
+            run=partial(inputs.run, module, DTYPES[dtype]),
+            result=lambda output: output,
+            timed=dtype == "float32",
+        )
 
 
 class PaddedAttention:

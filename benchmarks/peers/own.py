@@ -14,6 +14,7 @@ from ctxfast import nn, ops
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import BertInputs
 from ..workloads.elmo import ElmoInputs
+from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "ctxfast"
@@ -141,3 +142,18 @@ def layer_norm(case: Case) -> Iterator[Candidate]:
 def _layer_norm(inputs: LayerNormInputs, dtype: str) -> Candidate:
     x, residual, weight, bias = inputs.input, inputs.residual, inputs.weight, inputs.bias
     return _candidate(dtype, run=lambda: ops.add_layer_norm(x, residual, weight, bias, inputs.eps))
+
+
+def lstm(case: Case) -> Iterator[Candidate]:
+    """`nn.LSTM`; in bfloat16 it keeps its recurrent weights so and computes in float32."""
+    for dtype in case.dtypes:
+        yield _lstm(case.inputs, dtype)
+
+
+def _lstm(inputs: LstmInputs, dtype: str) -> Candidate:
+    module = inputs.module(nn.LSTM, torch.float32)
+    detail = "weights packed in every call" if inputs.training else "weights packed beforehand"
+    if dtype == "bfloat16":
+        module.weight_dtype = torch.bfloat16
+        detail = "recurrent weights in bfloat16, arithmetic in float32"
+    return _candidate(dtype, run=lambda: inputs.run(module, torch.float32), detail=detail)

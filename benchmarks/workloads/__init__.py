@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, elmo, operators
+from . import bert, elmo, lstm, operators
 
 SIZES = ("tiny", "base")
 
@@ -27,6 +27,7 @@ WORKLOADS = {
         Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency),
         Workload("elmo-inference", "ELMo on 32 messages and on one sentence", elmo.inference),
         Workload("attention", "attention, dense and on packed batches", operators.attention),
+        Workload("lstm", "bidirectional LSTM with projection, ELMo's sizes", lstm.lstm),
         Workload("linear", "linear with bias and its epilogue", operators.linear),
         Workload("layer-norm", "residual and LayerNorm in one pass", operators.layer_norm),
     )

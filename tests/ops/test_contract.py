@@ -30,7 +30,7 @@ def linear_arguments(dtype):
 
 
 def lstm_arguments(dtype):
-    shapes = ((2, 3, 5), (16, 5), (16, 3), (16,), (3, 4), (2, 3), (2, 4))
+    shapes = ((2, 3, 2), (8, 2), (8, 1), (8,), (1, 2), (2, 1), (2, 2))
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
@@ -51,7 +51,7 @@ def lstm(x, w_ih, w_hh, bias, w_hr, h, c):
 
 
 def bilstm_arguments(dtype):
-    shapes = ((2, 3, 5), (2, 16, 5), (2, 16, 3), (2, 3, 4))
+    shapes = ((2, 2, 1), (2, 8, 1), (2, 8, 1), (2, 1, 2))
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
@@ -137,7 +137,7 @@ def overload_arguments(name):
     if name == "lstm":
         x, *weights, h, c = tensors
         twins = [argument for w in weights for argument in (w, None)]
-        lengths, mask = torch.tensor([2, 3]), torch.rand(1, 2, 3)
+        lengths, mask = torch.tensor([2, 3]), torch.rand(1, 2, 1)
         return (
             x,
             None,
@@ -157,7 +157,7 @@ def overload_arguments(name):
     if name == "bilstm":
         x, *pairs = tensors
         twins = [w.detach().requires_grad_() for pair in pairs for w in pair]
-        state = (torch.randn(2, 2, 3), torch.randn(2, 2, 4))
+        state = (torch.randn(2, 2, 1), torch.randn(2, 2, 2))
         rest = (None, None, None, None, False, None, None, None, False)
         return (x, None, *twins[:4], None, None, *twins[4:], *state, *rest)
     if name == "linear_cross_entropy":
