@@ -342,12 +342,16 @@ def _finish(case: Case, prepared: Prepared, samples: timing.Samples, ceilings: C
             }
         flop = prepared.candidates[result.key].flop or case.flop
         result.gflops = flop / result.seconds.median / 1e9
-        traffic = case.traffic(element_size(result.dtype))
+        element = element_size(result.dtype)
+        traffic = case.traffic(element)
         result.intensity = flop / traffic if traffic else None
-        limit = ceilings.limit(result.dtype, flop, traffic)
-        if (
-            limit is not None and case.threads is None
-        ):  # the ceilings are those of the run's threads
+        limit = (
+            ceilings.limit_of_steps(result.dtype, case.steps, element)
+            if case.steps and not result.part
+            else ceilings.limit(result.dtype, flop, traffic)
+        )
+        # The ceilings are those of the run's threads.
+        if limit is not None and case.threads is None:
             result.of_limit, result.limit = limit[0] / result.seconds.median, limit[1]
 
 

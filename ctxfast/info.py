@@ -180,6 +180,11 @@ def _sample_calls(device: str) -> dict[str, Callable[[], Any]]:
         "attention_varlen": lambda: ops.attention_varlen(
             packed, packed, packed, **varlen, **longest
         ),
+        "char_cnn": lambda: ops.char_cnn(
+            ids.view(2, 8), table, [randn(64, 64, 3)], [vector], "relu"
+        ),
+        "highway": lambda: ops.highway(rows, randn(128, 64), randn(128)),
+        "scalar_mix": lambda: ops.scalar_mix(randn(3, 4, 8), randn(3), randn(1)),
         "linear": lambda: ops.linear(rows, square, vector, activation="gelu"),
         "add_layer_norm": lambda: ops.add_layer_norm(rows, rows, vector, vector, 1e-12),
         "embed_layer_norm": lambda: ops.embed_layer_norm(

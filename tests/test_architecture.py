@@ -29,9 +29,11 @@ ALLOWED = {
     "integrations": {"integrations", "bert", "elmo", "nn", "ops", "packed"},
     "info": {"ops"},
     "demo": {"bert", "elmo", "ops", "packed", "info", "examples"},
+    "demo_elmo": {"elmo", "ops", "examples"},
     "examples": {"examples", "demo", "bert", "elmo", "nn", "ops", "embeddings", "packed"},
     "cli": {
         "cli",
+        "demo_elmo",
         "benchmarks",
         "bert",
         "elmo",

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..case import DTYPES, Candidate, Case
 from ..ceilings import onednn_available
 from ..lengths import length_buckets
+from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LinearInputs
 from .eager import PaddedAttention
 
@@ -96,4 +97,17 @@ def _onednn(inputs: LinearInputs, dtype: str) -> Candidate:
         run=run,
         result=lambda output: output,
         detail="weight packed beforehand",
+    )
+
+
+def lstm(case: Case) -> Iterator[Candidate]:
+    """torch.nn.LSTM in float32: with a projection its loop of operators in C++."""
+    inputs: LstmInputs = case.inputs
+    module = inputs.module(torch.nn.LSTM, torch.float32)
+    yield Candidate(
+        peer=NAME,
+        label="torch.nn.LSTM",
+        dtype="float32",
+        run=lambda: inputs.run(module, torch.float32),
+        result=lambda output: output,
     )

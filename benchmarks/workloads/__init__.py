@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..case import BadOption, Case
 from . import bert, bert_pretraining, operators, scaling
+from . import bert, elmo, lstm, operators
 
 SIZES = ("tiny", "base", "large")
 
@@ -38,6 +39,11 @@ WORKLOADS = {
             bert_pretraining.pretraining,
         ),
         Workload("attention", "attention, dense and on packed batches", operators.attention, SIZES),
+        Workload("bert-inference", "BERT on batches of 32 messages of real length", bert.inference),
+        Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency),
+        Workload("elmo-inference", "ELMo on 32 messages and on one sentence", elmo.inference),
+        Workload("attention", "attention, dense and on packed batches", operators.attention),
+        Workload("lstm", "bidirectional LSTM with projection, ELMo's sizes", lstm.lstm),
         Workload("linear", "linear with bias and its epilogue", operators.linear),
         Workload("layer-norm", "residual and LayerNorm in one pass", operators.layer_norm),
         Workload(

@@ -4,19 +4,13 @@
 // serves a few tokens while it is in the first cache.
 #include "cpu/char_cnn_windows.h"
 #include "cpu/kernel_table.h"
-#include "cpu/simd_math.h"
+#include "cpu/lstm_cell.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
 namespace {
 
 constexpr int64_t kTokensPerPiece = 16;
-
-// 1 - 2 / (e^2x + 1); NaN stays.
-template <typename T>
-CTXFAST_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
-  return T(1) - T(2) / (exp<T>(x + x) + T(1));
-}
 
 template <typename Storage>
 Status run(const CharCnnArgs& args) {
@@ -57,8 +51,7 @@ Status run(const CharCnnArgs& args) {
         for (int c = 0; c < kTileColumns && c * kLanes<T> < panel.count; ++c) {
           const int64_t left = panel.count - c * kLanes<T>;
           const Vec<T> z = best.value[c] + load_n(bias + panel.filter + c * kLanes<T>, left);
-          store_n(out + c * kLanes<T>, args.relu ? vmax(Vec<T>{}, z) : hyperbolic_tangent<T>(z),
-                  left);
+          store_n(out + c * kLanes<T>, args.relu ? vmax(Vec<T>{}, z) : tanh<T>(z), left);
         }
       }
     });

@@ -4,7 +4,7 @@
 // kept per panel and added in the order of the panels. Bit for bit the same from run to run.
 #include "cpu/char_cnn_windows.h"
 #include "cpu/kernel_table.h"
-#include "cpu/simd_math.h"
+#include "cpu/lstm_cell.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -48,7 +48,7 @@ struct Backward {
       if (args.relu) {
         if (!(z > T(0))) continue;
       } else {
-        const T y = T(1) - T(2) / (exp<T>(splat<T>(z + z))[0] + T(1));
+        const T y = tanh<T>(splat<T>(z))[0];
         g *= T(1) - y * y;
       }
       const int64_t window = int64_t(place[f]) * channels;

@@ -2,19 +2,14 @@
 // backward, and the weighted sum of layers (scalar mix, Peters et al., 2018): one pass over memory.
 #include "cpu/char_cnn.h"
 #include "cpu/kernel_table.h"
+#include "cpu/lstm_cell.h"
 #include "cpu/parallel.h"
-#include "cpu/simd_math.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
 namespace {
 
 constexpr int64_t kElementsPerPiece = 8192;
-
-template <typename T>
-CTXFAST_INLINE Vec<T> sigmoid(Vec<T> x) {
-  return T(1) / (T(1) + exp<T>(-x));
-}
 
 template <typename Storage>
 Status run_gate(const HighwayGateArgs& args) {

@@ -72,11 +72,8 @@ struct Backward {
       copy(static_cast<const S*>(way.grad_h) + row * features, dstate + i * state_stride, features);
       copy(static_cast<const T*>(way.grad_c) + row * hidden, dcell + i * cell_stride, hidden);
       for (int64_t t = order.length[i]; t < sizes.steps; ++t) {
-        for (int64_t k = 0; k < gates; k += kWidth)
-          store_n(at<S>(way.dgates, row, t, gates) + k, Vec<T>{}, gates - k);
-        if (way.dprojected == nullptr) continue;
-        for (int64_t k = 0; k < features; k += kWidth)
-          store_n(at<S>(way.dprojected, row, t, features) + k, Vec<T>{}, features - k);
+        clear(at<S>(way.dgates, row, t, gates), gates);
+        if (way.dprojected != nullptr) clear(at<S>(way.dprojected, row, t, features), features);
       }
     }
   }

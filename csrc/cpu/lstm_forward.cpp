@@ -70,9 +70,15 @@ struct Forward {
       }
       copy(static_cast<const S*>(way.h0) + row * features, state[0] + i * state_stride, features);
       copy(static_cast<const T*>(way.c0) + row * hidden, cell + i * cell_stride, hidden);
-      for (int64_t t = order.length[i]; t < sizes.steps; ++t)
-        for (int64_t k = 0; k < features; k += kWidth)
-          store_n(output_of(row, t) + k, Vec<T>{}, features - k);
+      for (int64_t t = order.length[i]; t < sizes.steps; ++t) {
+        clear(output_of(row, t), features);
+        if (way.kept_gates != nullptr) {
+          clear(kept<S>(way.kept_gates, row, t, kGates * hidden), kGates * hidden);
+          clear(kept<T>(way.kept_cells, row, t, hidden), hidden);
+        }
+        if (way.kept_projected != nullptr)
+          clear(kept<T>(way.kept_projected, row, t, features), features);
+      }
     }
   }
 

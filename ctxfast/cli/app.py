@@ -44,6 +44,7 @@ def _root(
 _SUMMARIES = {
     "info": "Show versions, devices and operators.",
     "embed": "Write contextual vectors of a text file.",
+    "convert": "Rewrite a model's weights in another file format.",
     "demo": "Embed, check and time sentences.",
     "bench": "Measure speed against installed peers.",
 }

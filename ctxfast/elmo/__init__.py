@@ -9,6 +9,7 @@ from ctxfast.elmo.characters import ELMoCharacterMapper, batch_to_ids
 from ctxfast.elmo.elmo import Elmo, ElmoTokenEmbedder
 from ctxfast.elmo.embedder import ElmoEmbedder, ELMoTokenCharactersIndexer
 from ctxfast.elmo.files import convert, is_elmo, load_model, save_model
+from ctxfast.elmo.language_model import BiLanguageModel
 from ctxfast.elmo.lstm import ElmoLstm
 from ctxfast.elmo.options import ElmoOptions
 from ctxfast.elmo.token_encoder import ElmoCharacterEncoder
@@ -18,6 +19,7 @@ _ElmoBiLm = ElmoBiLm
 _ElmoCharacterEncoder = ElmoCharacterEncoder
 
 __all__ = [
+    "BiLanguageModel",
     "ConfigurationError",
     "ELMoCharacterMapper",
     "ELMoTokenCharactersIndexer",

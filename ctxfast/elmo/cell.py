@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
+from ctxfast.nn.packed_linear import PackedModule, _Fingerprint
+from ctxfast.ops import _dispatch, _native, _native_lstm
 
 State = tuple[Tensor, Tensor]
 
@@ -22,7 +24,28 @@ def block_orthogonal(weight: Tensor, rows: int, columns: int) -> None:
                 weight[first : first + rows, start : start + columns] = block
 
 
-class LstmCellWithProjection(nn.Module):
+class _PackedCell:
+    """The recurrent weights as the kernels of one instruction set read them, and what they were made from."""
+
+    def __init__(self, sources: list[Tensor], weight_dtype: torch.dtype | None) -> None:
+        self.key = (_native.isa(), weight_dtype)
+        # Outside inference mode, so that the copy also serves calls under no_grad.
+        with torch.inference_mode(False), torch.no_grad():
+            weight_hr = sources[1] if len(sources) > 1 else None
+            self.tensor = _native_lstm.pack(sources[0], weight_hr, weight_dtype)
+            self.fingerprints = [_Fingerprint(source) for source in sources]
+
+    def fits(self, sources: list[Tensor], weight_dtype: torch.dtype | None) -> bool:
+        return self.key == (_native.isa(), weight_dtype) and all(
+            map(_Fingerprint.matches, self.fingerprints, sources)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel()
+
+
+class LstmCellWithProjection(PackedModule):
     """An LSTM over whole sequences whose output, and recurrent input, is a clipped projection (Sak et al., 2014).
 
     input_size:  features of the input;  hidden_size: of the output, P;  cell_size: of the cell, D. With hidden_size =
@@ -77,6 +100,39 @@ class LstmCellWithProjection(nn.Module):
         projection = None if self.state_projection is None else self.state_projection.weight
         state = self.state_linearity
         return self.input_linearity.weight, state.weight, state.bias, projection
+
+    def packed_recurrent(self, input: Tensor, weight_dtype: torch.dtype | None) -> Tensor | None:
+        """The valid packed copy of the recurrent weights, made if need be; None where the plain ones must run.
+
+        Frozen weights are packed in training too: nothing changes them behind torch's back.
+        """
+        weights = self.weights
+        sources = [x for x in (weights[1], weights[3]) if x is not None]
+        trained = any(x.requires_grad for x in sources)
+        if torch.is_grad_enabled():
+            self._copy = None
+            return None
+        if (
+            (self.training and trained)
+            or not self.pack
+            or torch.compiler.is_compiling()
+            or _dispatch.backend() == "reference"
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        copy = self._copy
+        if isinstance(copy, _PackedCell) and copy.fits(sources, weight_dtype):
+            return copy.tensor
+        self._copy = None
+        plain = all(
+            type(x) is nn.Parameter and x.dtype == input.dtype and x.is_contiguous()
+            for x in sources
+        )
+        if plain and _native_lstm.refuses(input, *sources) is None:
+            made = _PackedCell(sources, weight_dtype)
+            self._copy = made  # type: ignore[assignment]
+            return made.tensor
+        return None
 
     @property
     def bounds(self) -> dict[str, float | None]:

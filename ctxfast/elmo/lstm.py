@@ -147,6 +147,8 @@ class ElmoLstm(StatefulModule):
         if steps > chunk and not torch.is_grad_enabled() and not dropout:
             return self._run_in_parts(layer, inputs, lengths, state, residual, chunk)
         forward, backward = self.cells(layer)
+        weight_dtype = None if torch.is_grad_enabled() else self.weight_dtype
+        packed = tuple(cell.packed_recurrent(first, weight_dtype) for cell in (forward, backward))
         weights = tuple(zip(forward.weights, backward.weights, strict=True))
         return ops.bilstm(
             inputs,
@@ -158,7 +160,8 @@ class ElmoLstm(StatefulModule):
             initial_state=state,
             residual=residual,
             recurrent_dropout_p=forward.recurrent_dropout_probability if dropout else 0.0,
-            weight_dtype=None if torch.is_grad_enabled() else self.weight_dtype,
+            weight_dtype=weight_dtype,
+            packed=packed,  # type: ignore[arg-type]
             **forward.bounds,
         )
 
@@ -193,6 +196,7 @@ class ElmoLstm(StatefulModule):
                     initial_state=(h, c),
                     reverse=not cell.go_forward,
                     weight_dtype=self.weight_dtype,
+                    packed=cell.packed_recurrent(part, self.weight_dtype),
                     **cell.bounds,
                 )
                 output[:, start : start + chunk, place] = part_output

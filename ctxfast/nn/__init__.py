@@ -2,6 +2,7 @@
 
 from ctxfast.nn.character_encoder import CharacterEncoder
 from ctxfast.nn.highway import Highway
+from ctxfast.nn.lstm import LSTM
 from ctxfast.nn.multihead_attention import MultiheadAttention
 from ctxfast.nn.packed_linear import (
     PackedLinear,
@@ -16,6 +17,7 @@ from ctxfast.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 __all__ = [
     "CharacterEncoder",
     "Highway",
+    "LSTM",
     "MultiheadAttention",
     "PackedLinear",
     "PackedModule",

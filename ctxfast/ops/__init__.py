@@ -18,7 +18,7 @@ from ctxfast.ops.highway import highway
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
 from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
-from ctxfast.ops.lstm import bilstm, lstm
+from ctxfast.ops.lstm import bilstm, lstm, pack_lstm
 from ctxfast.ops.scalar_mix import scalar_mix
 
 __all__ = [
@@ -36,5 +36,7 @@ __all__ = [
     "linear_cross_entropy",
     "lstm",
     "scalar_mix",
+    "linear_cross_entropy",
+    "pack_lstm",
     "use_backend",
 ]

@@ -168,10 +168,29 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(input, weight, bias)
 
 
+def _input_gates(d: Direction, lengths: Tensor | None) -> Tensor:
+    """[B, T, 4H], undefined past a row's end where many positions lie there: those are not computed.
+
+    A single row is computed twice: the product of a vector may add up in another order.
+    """
+    batch, steps = d.input.shape[:2]
+    if batch * steps == 1:
+        return _linear(d.input.expand(2, 1, -1).contiguous(), d.weight_ih, d.bias)[:1]
+    valid = batch * steps if lengths is None or not lengths.is_cpu else int(lengths.sum())
+    if valid < 2 or valid >= 0.9 * batch * steps:
+        return _linear(d.input, d.weight_ih, d.bias)
+    assert lengths is not None
+    places = valid_positions(lengths, steps).flatten().nonzero().squeeze(1)
+    rows = d.input.reshape(batch * steps, -1).index_select(0, places)
+    gates = d.input.new_empty(batch * steps, d.weight_ih.shape[0])
+    gates.index_copy_(0, places, _linear(rows, d.weight_ih, d.bias))
+    return gates.view(batch, steps, -1)
+
+
 def forward(recurrence: Recurrence, arguments: tuple[Any, ...], save: bool) -> Kept:
     directions, sequences = parse(*arguments)
     _check_lengths(sequences.lengths, directions[0].input.shape[1])
-    gates = [_linear(d.input, d.weight_ih, d.bias) for d in directions]
+    gates = [_input_gates(d, None if save else sequences.lengths) for d in directions]
     return recurrence.forward(directions, gates, sequences, save)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctxfast.ops import _native_lstm
 from ctxfast.ops._lstm_autograd import lstm as _lstm
 from ctxfast.ops._validate import (
     autocast,
@@ -53,6 +54,27 @@ def _lengths(op: str, lengths: Any, input: Tensor) -> Tensor | None:
     return lengths.to(device=input.device, dtype=torch.int64)
 
 
+def _require_weight_dtype(op: str, weight_dtype: torch.dtype | None) -> None:
+    if weight_dtype is not None and weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(
+            f"{op}: weight_dtype must be None, torch.bfloat16 or torch.int8, got {weight_dtype}"
+        )
+
+
+def _direction_weights(op: str, weight_hh: Tensor, weight_hr: Tensor | None) -> None:
+    require_floating(op, "weight_hh", weight_hh)
+    if weight_hh.dim() != 2 or weight_hh.shape[0] % 4 or 0 in weight_hh.shape:
+        raise ValueError(f"{op}: weight_hh must be [4 * H, P], got {shape_of(weight_hh)}")
+    rows, features = weight_hh.shape
+    if weight_hr is not None:
+        require_floating(op, "weight_hr", weight_hr)
+        _require_shape(op, "weight_hr", weight_hr, (features, rows // 4))
+    elif features != rows // 4:
+        raise ValueError(
+            f"{op}: weight_hh must be [4 * H, H] without weight_hr, got {shape_of(weight_hh)}"
+        )
+
+
 def _direction(
     op: str,
     input: Tensor,
@@ -64,20 +86,11 @@ def _direction(
     """Shapes: input [B, T, K], weight_ih [4H, K], weight_hh [4H, P], bias [4H], weight_hr [P, H] (without it P = H)."""
     if input.dim() != 3:
         raise ValueError(f"{op}: input must be [B, T, K], got {shape_of(input)}")
-    for name, x in (("weight_ih", weight_ih), ("weight_hh", weight_hh)):
-        require_tensor(op, name, x)
-        if x.dim() != 2 or x.shape[0] % 4 or x.shape[0] == 0:
-            raise ValueError(f"{op}: {name} must be [4 * H, features], got {shape_of(x)}")
-    rows, features = weight_hh.shape
+    _direction_weights(op, weight_hh, weight_hr)
+    rows = weight_hh.shape[0]
     _require_shape(op, "weight_ih", weight_ih, (rows, input.shape[2]))
     if bias is not None:
         _require_shape(op, "bias", bias, (rows,))
-    if weight_hr is not None:
-        _require_shape(op, "weight_hr", weight_hr, (features, rows // 4))
-    elif features != rows // 4:
-        raise ValueError(
-            f"{op}: weight_hh must be [4 * H, H] without weight_hr, got {shape_of(weight_hh)}"
-        )
     named = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias": bias, "weight_hr": weight_hr}
     for name, parameter in named.items():
         if parameter is not None:
@@ -124,10 +137,7 @@ def _run(
     compute = compute_dtype(input.dtype)
     for name, flag in (("reverse", reverse), ("recompute", recompute)):
         require_bool(op, name, flag)
-    if weight_dtype is not None and weight_dtype not in WEIGHT_DTYPES:
-        raise ValueError(
-            f"{op}: weight_dtype must be None, torch.bfloat16 or torch.int8, got {weight_dtype}"
-        )
+    _require_weight_dtype(op, weight_dtype)
     if proj_clip is not None and weights[3][0] is None:
         raise ValueError(f"{op}: proj_clip must be None without weight_hr, got {proj_clip}")
     cell_clip, proj_clip = (
@@ -196,6 +206,21 @@ def _with_residual(op: str, output: Tensor, residual: Tensor | None) -> Tensor:
     require_tensor(op, "residual", residual)
     _require_shape(op, "residual", residual, tuple(output.shape))
     return output + residual.to(output.dtype)
+
+
+def pack_lstm(
+    weight_hh: Tensor, weight_hr: Tensor | None = None, weight_dtype: torch.dtype | None = None
+) -> Tensor | None:
+    """The recurrent weights of one direction as the CPU kernels read them, for `packed`; None without those kernels.
+
+    weight_dtype as in `lstm`. The copy, uint8, serves the instruction set in use; elsewhere it is not believed, and
+    the weights are arranged again in every call. It takes the memory of the weights in weight_dtype.
+    """
+    _direction_weights("pack_lstm", weight_hh, weight_hr)
+    _require_weight_dtype("pack_lstm", weight_dtype)
+    if _native_lstm.refuses(weight_hh, *([] if weight_hr is None else [weight_hr])) is not None:
+        return None
+    return _native_lstm.pack(weight_hh, weight_hr, weight_dtype)
 
 
 def lstm(

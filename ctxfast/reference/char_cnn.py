@@ -34,7 +34,8 @@ def char_cnn(
         F.conv1d(x, weight, bias).max(-1).values
         for weight, bias in zip(weights, biases, strict=True)
     ]
-    return _activate(torch.cat(pooled, -1), activation).view(*ids.shape[:-1], -1)
+    features = sum(weight.shape[0] for weight in weights)
+    return _activate(torch.cat(pooled, -1), activation).view(*ids.shape[:-1], features)
 
 
 def char_cnn_backward(

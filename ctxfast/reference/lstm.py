@@ -49,7 +49,10 @@ def recurrent_mask(
 
 
 def round_weight(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """weight [N, K] as it is after being stored in bfloat16, or in int8 with one scale a row (symmetric, 127 steps)."""
+    """weight [N, K] as it is after being stored in bfloat16, or in int8 with one scale a row (symmetric, 127 steps).
+
+    What int8 stands for is in the compute type.
+    """
     if dtype is None:
         return weight
     if dtype == torch.bfloat16:
@@ -57,7 +60,7 @@ def round_weight(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     w = weight.to(compute_dtype(weight.dtype))
     scale = w.abs().amax(1, keepdim=True) / 127
     quantised = torch.where(scale > 0, w / scale, torch.zeros_like(w)).round().clamp(-127, 127)
-    return (quantised * scale).to(weight.dtype)
+    return quantised * scale
 
 
 def valid_positions(lengths: Tensor, steps: int) -> Tensor:

@@ -55,7 +55,7 @@ def test_a_peer_computes_the_same_bert(case, truth, name):
 
 
 @pytest.mark.unpoisoned
-@pytest.mark.parametrize("workload", ["attention", "linear", "layer-norm"])
+@pytest.mark.parametrize("workload", ["attention", "linear", "layer-norm", "lstm"])
 @pytest.mark.parametrize("name", ["eager", "torch", "ctxfast"])
 def test_a_peer_computes_the_same_operator(workload, name):
     (peer,) = (p for p in peers.find([name]) if p.name == name)

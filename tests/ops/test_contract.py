@@ -30,7 +30,7 @@ def linear_arguments(dtype):
 
 
 def lstm_arguments(dtype):
-    shapes = ((2, 3, 5), (16, 5), (16, 3), (16,), (3, 4), (2, 3), (2, 4))
+    shapes = ((2, 3, 2), (8, 2), (8, 1), (8,), (1, 2), (2, 1), (2, 2))
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
@@ -51,7 +51,7 @@ def lstm(x, w_ih, w_hh, bias, w_hr, h, c):
 
 
 def bilstm_arguments(dtype):
-    shapes = ((2, 3, 5), (2, 16, 5), (2, 16, 3), (2, 3, 4))
+    shapes = ((2, 2, 1), (2, 8, 1), (2, 8, 1), (2, 1, 2))
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
@@ -80,7 +80,26 @@ def loss(hidden, weight, bias):
     return ops.linear_cross_entropy(hidden, weight, bias, LABELS.repeat(rows))
 
 
+def characters(table, wide, narrow, bias):
+    return ops.char_cnn(IDS, table, [wide, narrow], [bias[:3], bias[3:]], "tanh")
+
+
+def character_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((5, 4), (3, 4, 2), (2, 4, 1), (5,))]
+
+
+def highway_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((2, 3, 5), (10, 5), (10,))]
+
+
+def mix_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((3, 2, 4), (3,), (1,))]
+
+
 CALLS = {
+    "char_cnn": (characters, character_arguments),
+    "highway_gate": (ops.highway, highway_arguments),
+    "scalar_mix": (ops.scalar_mix, mix_arguments),
     "attention": (lambda q, k, v: ops.attention(q, k, v), attention_arguments),
     "attention_varlen": (lambda q, k, v: ops.attention_varlen(q, k, v, **VARLEN), varlen_arguments),
     "add_layer_norm": (lambda x, r, w, b: ops.add_layer_norm(x, r, w, b, 1e-5), norm_arguments),
@@ -105,12 +124,20 @@ def overload_arguments(name):
         return (*tensors, OFFSETS, OFFSETS, 16, 16, None, None, False, -1, -1, 0.0, 0.5)
     if name == "add_layer_norm":
         return (*tensors, 1e-5, 0.0, None, None, None)
+    if name == "char_cnn":
+        table, wide, narrow, bias = tensors
+        weight = torch.cat([wide.detach().flatten(), narrow.detach().flatten()]).requires_grad_()
+        return (IDS, table, weight, bias, [2, 1], [3, 2], "tanh")
+    if name == "highway_gate":
+        return torch.randn(2, 3, 10, requires_grad=True), tensors[0]
+    if name == "scalar_mix":
+        return tensors[:2]
     if name == "linear":
         return (*tensors, "gelu", None, None)
     if name == "lstm":
         x, *weights, h, c = tensors
         twins = [argument for w in weights for argument in (w, None)]
-        lengths, mask = torch.tensor([2, 3]), torch.rand(1, 2, 3)
+        lengths, mask = torch.tensor([2, 3]), torch.rand(1, 2, 1)
         return (
             x,
             None,
@@ -130,7 +157,7 @@ def overload_arguments(name):
     if name == "bilstm":
         x, *pairs = tensors
         twins = [w.detach().requires_grad_() for pair in pairs for w in pair]
-        state = (torch.randn(2, 2, 3), torch.randn(2, 2, 4))
+        state = (torch.randn(2, 2, 1), torch.randn(2, 2, 2))
         rest = (None, None, None, None, False, None, None, None, False)
         return (x, None, *twins[:4], None, None, *twins[4:], *state, *rest)
     if name == "linear_cross_entropy":
