@@ -6,10 +6,16 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
 
-#define CTXFAST_CPU_OPERATORS(apply)                                                  \
-  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs) \
-      apply(attention_forward, AttentionForwardArgs)                                  \
-          apply(attention_backward, AttentionBackwardArgs) apply(cross_entropy, CrossEntropyArgs)
+// clang-format off
+#define CTXFAST_CPU_OPERATORS(apply)                            \
+  apply(add_layer_norm, AddLayerNormArgs)                       \
+  apply(add_layer_norm_backward, AddLayerNormBackwardArgs)      \
+  apply(embed_layer_norm, EmbedLayerNormArgs)                   \
+  apply(embed_layer_norm_backward, EmbedLayerNormBackwardArgs)  \
+  apply(attention_forward, AttentionForwardArgs)                \
+  apply(attention_backward, AttentionBackwardArgs)              \
+  apply(cross_entropy, CrossEntropyArgs)
+// clang-format on
 
 namespace ctxfast {
 
