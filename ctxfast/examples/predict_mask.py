@@ -30,7 +30,7 @@ def predict(text: str, directory: Path, count: int = 5) -> list[list[tuple[str, 
     """The likeliest words for each [MASK] in the text, with their probabilities."""
     tokenizer = BertTokenizer.from_pretrained(directory)
     model = BertForMaskedLM.from_pretrained(directory)
-    inputs = tokenizer(text, truncation=True, return_tensors="pt")
+    inputs = tokenizer(text, return_tensors="pt")
     places = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().squeeze(1)
     if not len(places):
         raise ValueError(f"predict_mask: the text must contain [MASK], got {text!r}")
