@@ -72,6 +72,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("add_layer_norm", &add_layer_norm);
   m.def("embed_layer_norm", &embed_layer_norm);
   bind_attention(m);
+  bind_lstm(m);
 }
 
 }  // namespace ctxfast

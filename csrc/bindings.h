@@ -20,5 +20,6 @@ inline py::object to_python(const Status& status) {
 }
 
 void bind_attention(py::module_& m);
+void bind_lstm(py::module_& m);
 
 }  // namespace ctxfast

@@ -4,10 +4,13 @@
 
 #include "cpu/attention.h"
 #include "cpu/layer_norm.h"
+#include "cpu/lstm.h"
 
-#define CTXFAST_CPU_OPERATORS(apply)                                                         \
-  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs) apply( \
-      attention_forward, AttentionForwardArgs) apply(attention_backward, AttentionBackwardArgs)
+#define CTXFAST_CPU_OPERATORS(apply)                                                      \
+  apply(add_layer_norm, AddLayerNormArgs) apply(embed_layer_norm, EmbedLayerNormArgs)     \
+      apply(attention_forward, AttentionForwardArgs)                                      \
+          apply(attention_backward, AttentionBackwardArgs) apply(lstm_pack, LstmPackArgs) \
+              apply(lstm_forward, LstmForwardArgs) apply(lstm_backward, LstmBackwardArgs)
 
 namespace ctxfast {
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ctxfast.ops import _lstm
+from ctxfast.ops import _lstm, _native_lstm
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 
@@ -44,10 +44,12 @@ def implementation_backward(
 
 lstm_operator = Operator(
     "lstm",
+    implementation("native", _native_lstm.RECURRENCE, _native_lstm.refuses),
     implementation("reference", _lstm.REFERENCE, never),
 )
 lstm_backward_operator = Operator(
     "lstm_backward",
+    implementation_backward("native", _native_lstm.RECURRENCE, _native_lstm.refuses),
     implementation_backward("reference", _lstm.REFERENCE, never),
 )
 
