@@ -1,6 +1,6 @@
-"""Registers and shared memory of every CUDA LSTM kernel, read from the compiler: `python -m ctxfast.benchmarks.resources`.
+"""Registers and shared memory of every CUDA LSTM kernel, as the compiler reports them.
 
-Writes results/resources_lstm.md. Needs nvcc, no GPU.
+`python -m ctxfast.benchmarks.resources` writes results/resources_lstm.md. Needs nvcc, no GPU.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def shared_memory() -> dict[str, int]:
     for dtype, hidden, features, cluster, clusters, rows, *both in module.lstm_kernels():
         for direction, size in zip(("forward", "backward"), both, strict=True):
             kind = {2: "bf16", 3: "fp16"}[dtype]
-            key = f"persistent {direction} {hidden}/{features} {kind}, {clusters} x {cluster} blocks"
+            key = (
+                f"persistent {direction} {hidden}/{features} {kind}, {clusters} x {cluster} blocks"
+            )
             sizes[f"{key}, {rows} rows"] = size
     return sizes
 
@@ -101,8 +103,8 @@ def table(found: list[Resources], shared: dict[str, int]) -> str:
     lines = [
         "# Resources of the CUDA LSTM kernels",
         "",
-        "Made by `python -m ctxfast.benchmarks.resources`, without a GPU. Registers of a thread by architecture; shared",
-        "memory of a block. No kernel spills registers or keeps an array in local memory.",
+        "Made by `python -m ctxfast.benchmarks.resources`, without a GPU. Registers of a thread by architecture;",
+        "shared memory of a block. No kernel spills registers or keeps an array in local memory.",
         "",
         "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " | shared KiB |",
         "|---|" + "---:|" * (len(ARCHITECTURES) + 1),

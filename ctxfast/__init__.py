@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctxfast.embeddings import load_embeddings
     from ctxfast.explanation import explain
+    from ctxfast.ops._native_lstm_paths import synchronize
     from ctxfast.packed import PackedBatch
 
 try:
@@ -21,10 +22,20 @@ _NAMES = {
     "PackedBatch": "ctxfast.packed",
     "explain": "ctxfast.explanation",
     "load_embeddings": "ctxfast.embeddings",
+    "synchronize": "ctxfast.ops._native_lstm_paths",
 }
 _MODULES = ("bert", "nn", "ops", "reference")
 
-__all__ = ["PackedBatch", "bert", "explain", "load_embeddings", "nn", "ops", "reference"]
+__all__ = [
+    "PackedBatch",
+    "bert",
+    "explain",
+    "load_embeddings",
+    "nn",
+    "ops",
+    "reference",
+    "synchronize",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,7 @@ class PersistentForward {
         if (step + 1 < steps) load_inputs(step + 1);
         block_barrier();
         project();
-        all_reduce_(S::kRows, [&](int row, int feature, Floats4 sum) {
+        all_reduce_(active_rows(step), [&](int row, int feature, Floats4 sum) {
           finish_state(step, row, feature, sum);
         });
       }
@@ -82,6 +82,16 @@ class PersistentForward {
  private:
   CTXFAST_DEVICE int unit(int tile) const {
     return first_unit_ + (warp_ * kUnitTiles + tile) * 8 + lane_ / 4;
+  }
+
+  // Rows stand in falling order of their lengths, so tiles of rows retire from the end.
+  CTXFAST_DEVICE int active_rows(int step) const {
+    int rows = 8;
+#pragma unroll
+    for (int tile = 1; tile < S::kTiles; ++tile) {
+      if (step < longest_[tile]) rows = 8 * (tile + 1);
+    }
+    return rows;
   }
 
   CTXFAST_DEVICE void load_weights() {

@@ -1,6 +1,6 @@
 """The LSTM on CUDA across the boundary between tensors and csrc/cuda; the rules of `_native.py` hold here too.
 
-A *runner* carries out the launches: the module ctxfast._C_cuda, or, in the tests, the host execution of the same kernels.
+A *runner* carries out the launches: the module ctxfast._C_cuda, or in the tests the host execution of the same kernels.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _backward_arguments(
 def _exchange(
     kernel: Kernel, count: int, slots: int, error: Tensor, device: torch.device
 ) -> tuple[list[int], list[Tensor]]:
-    """What the blocks of a persistent kernel exchange: addresses and time limit, and the tensors. The words are zero."""
+    """What the blocks of a persistent kernel exchange: addresses and time limit, and the tensors; words are zero."""
     streams = count * slots
     counters = streams * kernel.cluster * _COUNTER_STRIDE
     words = torch.zeros(counters + _COUNTER_STRIDE, dtype=torch.int32, device=device)

@@ -1,7 +1,8 @@
 """Which CUDA implementation of the LSTM runs: one persistent launch, or two kernels a step.
 
-The persistent kernels exist for some sizes, and all their blocks must be on the device at once: what fits is asked of the
-occupancy query, never assumed. `CTXFAST_LSTM=persistent` or `stepwise` forces one path; `ctxfast.explain` shows the choice.
+The persistent kernels exist for some sizes, and all their blocks must be on the device at once: what fits is asked of
+the occupancy query, never assumed. `CTXFAST_LSTM=persistent` or `stepwise` forces one path; `ctxfast.explain` shows
+which one runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from ctxfast.ops import _lstm, _native
 from ctxfast.ops._lstm import Direction, Kept, Recurrence, Sequences
 from ctxfast.ops._native_lstm_cuda import (
+    TIMEOUT_NANOSECONDS,
     Kernel,
     persistent_backward,
     persistent_forward,
@@ -88,8 +90,8 @@ def resident_groups(device: int, key: int, backward: bool) -> int:
 def choose(
     candidates: tuple[Kernel, ...], groups: dict[Any, int], directions: int, batch: int
 ) -> tuple[Kernel, int] | None:
-    """The kernel that takes all rows in the fewest turns, fewer rows at a time on a tie, and how many groups of rows run
-    side by side; None if no kernel fits the device. groups: `resident_groups` by key."""
+    """The kernel that takes all rows in the fewest turns (on a tie with fewer rows at a time) and how many groups of
+    rows run side by side; None if no kernel fits the device. groups: `resident_groups` by key."""
     best: tuple[tuple[int, int], Kernel, int] | None = None
     for kernel in candidates:
         slots = groups[kernel.key] // directions
@@ -121,7 +123,9 @@ def _plan(
     )
     if not fitting:
         sizes = sorted({(k.hidden, k.features) for k in kernels()})
-        return f"persistent kernels exist for (hidden, projection) {sizes}, not {(hidden, features)}"
+        return (
+            f"persistent kernels exist for (hidden, projection) {sizes}, not {(hidden, features)}"
+        )
     if path() == "auto":
         if steps < MINIMAL_STEPS:
             return f"{steps} steps do not repay loading the weights (from {MINIMAL_STEPS} on)"
@@ -144,7 +148,7 @@ def _refusal(*arguments: Any) -> str | None:
     if not _native.cuda_available():
         return f"CUDA module: {_native.cuda_unavailable_reason()}"
     directions, sequences = _lstm.parse(*arguments)
-    for x in (*arguments[:12],):
+    for x in arguments[:14]:
         if isinstance(x, Tensor) and (type(x) not in _native._PLAIN or x.is_neg()):
             return f"tensor subclass {type(x).__name__}, or a lazily negated tensor"
     if input.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -154,16 +158,20 @@ def _refusal(*arguments: Any) -> str | None:
     return None
 
 
+# The operators' arguments; forward has one more at its end, whether to keep what the way back reads.
+_COUNT = 20
+
+
 def stepwise_refuses(*arguments: Any) -> str | None:
-    reason = _refusal(*arguments)
+    reason = _refusal(*arguments[:_COUNT])
     return reason or ("CTXFAST_LSTM=persistent" if path() == "persistent" else None)
 
 
 def persistent_refuses(*arguments: Any, backward: bool = False) -> str | None:
-    reason = _refusal(*arguments)
+    reason = _refusal(*arguments[:_COUNT])
     if reason is not None:
         return reason
-    plan = _plan(*_lstm.parse(*arguments), backward)
+    plan = _plan(*_lstm.parse(*arguments[:_COUNT]), backward)
     return plan if isinstance(plan, str) else None
 
 
@@ -243,3 +251,22 @@ def _stepwise_backward(
 
 PERSISTENT = Recurrence(_persistent_forward, _persistent_backward)
 STEPWISE = Recurrence(_stepwise_forward, _stepwise_backward)
+
+
+def exchange_loops() -> list[str]:
+    """The loops that `run_exchange_loop` knows: what an exchange between blocks costs by itself."""
+    module: Any = _native._load_cuda()[0]
+    return module.exchange_loops()
+
+
+def run_exchange_loop(index: int, count: int, device: torch.device) -> None:
+    """Launch a loop of `count` exchanges on the current stream."""
+    module: Any = _native._load_cuda()[0]
+    words = torch.zeros(2048, dtype=torch.int32, device=device)
+    sums = torch.zeros(1 << 20, dtype=torch.float32, device=device)
+    exchange = [x.data_ptr() for x in (sums, words, words[1024:], words[1056:])]
+    stream = torch.cuda.current_stream(device).cuda_stream
+    with torch.cuda.device(device):
+        error = module.exchange_loop(index, [*exchange, TIMEOUT_NANOSECONDS], count, stream)
+    if error:
+        raise RuntimeError(f"exchange loop: {error}")

@@ -20,7 +20,15 @@ from torch import Tensor
 from ctxfast.ops._native_lstm_cuda import Kernel
 
 CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
-FLAGS = "-std=c++17 -O2 -fPIC -shared -Wall -Wno-unknown-pragmas -U_FORTIFY_SOURCE".split()
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-U_FORTIFY_SOURCE",
+]
 
 NO_FAULT, DROP_FENCE, RELAX_ACQUIRE, SKIP_BARRIER, SKIP_GENERATION, LOSE_ARRIVAL, NARROW_FENCE = (
     range(7)

@@ -14,7 +14,7 @@ needs_nvcc = pytest.mark.skipif(resources.nvcc() is None, reason="needs nvcc")
 
 
 def test_instructions_of_the_gpu_are_in_one_file():
-    """Assembly, and what differs between device and host, is in device.cuh alone: the rest runs on the host as it is."""
+    """Assembly, and what differs between device and host, is in device.cuh; the rest runs as it is on the host."""
     for path in sorted(CUDA.iterdir()):
         if path.name == "device.cuh":
             continue
@@ -34,7 +34,8 @@ def check(found):
 
 @needs_nvcc
 @pytest.mark.parametrize(
-    "source, architecture", [("lstm_persistent_bfloat16.cu", "90a"), ("lstm_stepwise_float32.cu", "80")]
+    "source, architecture",
+    [("lstm_persistent_bfloat16.cu", "90a"), ("lstm_stepwise_float32.cu", "80")],
 )
 def test_no_spills(source, architecture):
     found = resources.compile_source(source, (architecture,))

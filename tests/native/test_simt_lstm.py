@@ -37,7 +37,9 @@ class Case:
         s = self.sequences
         return Case(
             [
-                replace(d, weight_hh=wide(d.weight_hh), weight_hr=wide(d.weight_hr), input=wide(d.input))
+                replace(
+                    d, weight_hh=wide(d.weight_hh), weight_hr=wide(d.weight_hr), input=wide(d.input)
+                )
                 for d in self.directions
             ],
             [wide(g) for g in self.gates],
@@ -106,15 +108,43 @@ def check_forward(case: Case, kept: Kept) -> None:
         assert_matches(found, like, truth, name=name, cap=CAPS[case.gates[0].dtype])
 
 
+class Rounded:
+    """A weight that meets its left operand as 16-bit hardware does: rounded to its type."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def to(self, dtype):
+        return self
+
+    def __rmatmul__(self, x):
+        return x.to(self.weight.dtype).to(x.dtype) @ self.weight.to(x.dtype)
+
+
+def eager_backward(case: Case, kept: Kept):
+    """The reference's way back with the operands of its products in the type of the weights."""
+    directions = [
+        replace(
+            d,
+            weight_hh=Rounded(d.weight_hh),
+            weight_hr=None if d.weight_hr is None else Rounded(d.weight_hr),
+        )
+        for d in case.directions
+    ]
+    return _lstm.REFERENCE.backward(directions, case.sequences, kept, *case.grads)
+
+
 def check_backward(case: Case, kept: Kept, found) -> None:
     """Against the reference on what this forward pass kept, so that a value beside a clip counts the same way."""
     wide = Kept(*(x.double() for x in kept.tensors()))
     exact = _lstm.REFERENCE.backward(*backward_arguments(case.double(), wide))
-    eager = _lstm.REFERENCE.backward(*backward_arguments(case, kept))
+    eager = eager_backward(case, kept)
+    cap = CAPS[case.gates[0].dtype]
     for name, *results in zip(("gates", "projected", "h0", "c0"), found, eager, exact, strict=True):
-        rows = [r if isinstance(r, torch.Tensor) else [x for x in r if x is not None] for r in results]
-        for mine, like, truth in zip(*rows, strict=True):
-            cap = CAPS[case.gates[0].dtype]
+        lists = [
+            [r] if isinstance(r, torch.Tensor) else [x for x in r if x is not None] for r in results
+        ]
+        for mine, like, truth in zip(*lists, strict=True):
             assert_matches(mine, like, truth, name=f"gradient of {name}", cap=cap)
 
 
