@@ -123,14 +123,7 @@ class AllReduce {
       abandoned_ = read(late_) != 0;
       for (int i = thread_index(); i < rows * kVectors; i += S::kThreads) {
         const int row = i / kVectors, column = i % kVectors * 4;
-        Floats4 sum = {};
-        if (abandoned_) sum.x = sum.y = sum.z = sum.w = not_a_number();
-#pragma unroll
-        for (int cluster = 0; cluster < S::kClusters; ++cluster) {
-          if (abandoned_) break;
-          const float* place = buffer + (cluster * S::kRows + row) * S::kSlice + column;
-          add(sum, read_exchanged(reinterpret_cast<const Floats4*>(place)));
-        }
+        const Floats4 sum = abandoned_ ? not_a_sum() : exchanged_sum(buffer, row, column);
         consume(row, own_.rank * S::kSlice + column, sum);
       }
     }
@@ -142,6 +135,20 @@ class AllReduce {
   }
 
  private:
+  CTXFAST_DEVICE static Floats4 not_a_sum() {
+    return {not_a_number(), not_a_number(), not_a_number(), not_a_number()};
+  }
+
+  CTXFAST_DEVICE static Floats4 exchanged_sum(const float* buffer, int row, int column) {
+    Floats4 sum = {};
+#pragma unroll
+    for (int cluster = 0; cluster < S::kClusters; ++cluster) {
+      const float* place = buffer + (cluster * S::kRows + row) * S::kSlice + column;
+      add(sum, read_exchanged(reinterpret_cast<const Floats4*>(place)));
+    }
+    return sum;
+  }
+
   CTXFAST_DEVICE Floats4 cluster_sum(int row, int feature) const {
     const float* place = sums_ + row * S::kSumStride + feature;
     Floats4 sum = {};

@@ -188,7 +188,7 @@ _devices_in_use: set[int] = set()
 
 def raise_if_late() -> None:
     """RuntimeError if a persistent kernel has given up a wait since the last look."""
-    for device in _devices_in_use:
+    for device in tuple(_devices_in_use):
         word = _late_word(device)
         if int(word):
             word.zero_()

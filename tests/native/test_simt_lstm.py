@@ -259,3 +259,21 @@ def test_stepwise_kernels(hidden, features, dtype, project, batch, options):
     check_forward(case, kept)
     found = _native_lstm_cuda.stepwise_backward(runner, *backward_arguments(case, kept))
     check_backward(case, kept, found)
+
+
+@pytest.mark.parametrize("path", ["persistent", "stepwise"])
+def test_gradients_pass_at_the_clip_itself(path):
+    """Saturated gates give a cell of exactly 1, which is the clip: not beyond it."""
+    case = make_case(256, 64, BF16, batch=2, steps=1, lengths=False)
+    for gates in case.gates:
+        gates.fill_(200.0)
+    case.sequences.c0.zero_()
+    case.directions[:] = [replace(d, weight_hh=d.weight_hh * 0) for d in case.directions]
+    runner = simt.HostRunner()
+    if path == "persistent":
+        kept, found, _ = run_persistent("small", case, runner)
+    else:
+        kept = _native_lstm_cuda.stepwise_forward(runner, *forward_arguments(case), True)
+        found = _native_lstm_cuda.stepwise_backward(runner, *backward_arguments(case, kept))
+    assert (kept.cells == 1.0).all() and (found[3] != 0).any()
+    check_backward(case, kept, found)
