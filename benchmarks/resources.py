@@ -104,7 +104,7 @@ def table(found: list[Resources], shared: dict[str, int]) -> str:
         "# Resources of the CUDA LSTM kernels",
         "",
         "Made by `python -m ctxfast.benchmarks.resources`, without a GPU. Registers of a thread by architecture;",
-        "shared memory of a block. No kernel spills registers or keeps an array in local memory.",
+        "shared memory of a block. No kernel spills registers or keeps an array in local memory. -: needs clusters.",
         "",
         "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " | shared KiB |",
         "|---|" + "---:|" * (len(ARCHITECTURES) + 1),
@@ -113,7 +113,8 @@ def table(found: list[Resources], shared: dict[str, int]) -> str:
     for x in found:
         by_kernel.setdefault(x.kernel, {})[x.architecture] = x.registers
     for kernel, registers in sorted(by_kernel.items()):
-        cells = [str(registers.get(a, "")) for a in ARCHITECTURES]
+        # A kernel that needs clusters is empty on an architecture without them.
+        cells = [str(n) if (n := registers.get(a, 0)) > 8 else "-" for a in ARCHITECTURES]
         size = shared.get(re.sub(r" of \d+", "", kernel))
         kib = f"{size / 1024:.1f}" if size else ""
         lines.append(f"| {kernel} | {' | '.join(cells)} | {kib} |")

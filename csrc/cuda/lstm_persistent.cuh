@@ -182,7 +182,8 @@ class PersistentForward {
   }
 
   CTXFAST_DEVICE void compute_gates(int step) {
-    // Where a warp has one tile only, every other product goes to sums of its own: half as long a chain to wait for.
+    // Where a warp has one tile only, every other product goes to sums of its own: half as long a
+    // chain to wait for.
     constexpr bool kSplit = kUnitTiles * S::kTiles == 1;
     float second[2][4] = {};
 #pragma unroll

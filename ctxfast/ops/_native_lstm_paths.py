@@ -208,7 +208,9 @@ def synchronize(device: Any = None) -> None:
 # ---- the recurrences
 
 
-def _setup(directions: list[Direction], sequences: Sequences, backward: bool) -> tuple[Any, ...]:
+def _setup(
+    directions: list[Direction], sequences: Sequences, backward: bool
+) -> tuple[_CudaRunner, Kernel, int, Tensor]:
     raise_if_late()
     plan = _plan(directions, sequences, backward)
     if isinstance(plan, str):

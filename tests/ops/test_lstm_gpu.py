@@ -75,7 +75,7 @@ def ran(x, weights, lengths):
 @pytest.mark.parametrize("batch", [1, 8, 21])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
 def test_results_against_float64(path, hidden, features, batch, dtype):
-    """Forward; the clips keep gradients of two roundings apart, so backward is compared where no clip is met."""
+    """Forward. Beside a clip two roundings take different gradients, so those are compared between the paths below."""
     x, weights, lengths = make(hidden, features, dtype, batch, 7)
     if path == "persistent" and ran(x, weights, lengths) != {"cuda_persistent"}:
         pytest.skip("the device does not hold this size")
