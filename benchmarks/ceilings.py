@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,20 @@ class Ceilings:
             return None
         compute, memory = flop / (gemm * 1e9), traffic / (bandwidth * 1e9)
         return (compute, "compute") if compute >= memory else (memory, "memory")
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Ceilings:
+        """What `to_json` wrote."""
+        gemm = {
+            dtype: {
+                path: {int(rows): rate for rows, rate in rates.items()}
+                for path, rates in paths.items()
+            }
+            for dtype, paths in entry["gemm_gflops"].items()
+        }
+        return cls(
+            gemm, {int(size.split()[0]): rate for size, rate in entry["read_gb_per_s"].items()}
+        )
 
     def to_json(self) -> dict[str, object]:
         gemm = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..case import DTYPES, Candidate, Case
 from ..plain_bert import forward, read_weights, softmax_attention
 from ..workloads.bert import Batch, BertInputs
+from ..workloads.bert_pretraining import PretrainingInputs, plain_step
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "eager"
@@ -44,6 +45,29 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
         result=inputs.valid,
         layout="padded",
         timed=dtype == "float32",
+    )
+
+
+def bert_pretraining(case: Case) -> Iterator[Candidate]:
+    """The padded encoder in float32, for its error alone."""
+    inputs: PretrainingInputs = case.inputs
+    mask, heads = inputs.batch.mask, inputs.shape.num_attention_heads
+
+    def encode(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return softmax_attention(q, k, v, heads, mask)
+
+        positions = torch.arange(mask.shape[1])
+        return forward(weights, inputs.shape, inputs.batch.ids, positions, attend)[mask]
+
+    yield Candidate(
+        peer=NAME,
+        label="eager",
+        dtype="float32",
+        run=lambda: plain_step(inputs, torch.float32, encode),
+        result=lambda output: output,
+        layout="padded",
+        timed=False,
     )
 
 

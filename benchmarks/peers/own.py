@@ -13,6 +13,7 @@ from ctxfast import nn, ops
 
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import BertInputs
+from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "ctxfast"
@@ -51,6 +52,23 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
         ]
 
     return _candidate(dtype, run, inputs.valid)
+
+
+def bert_pretraining(case: Case) -> Iterator[Candidate]:
+    """`ctxfast.bert.BertForPreTraining` with sparse prediction."""
+    from ctxfast.bert import BertForPreTraining
+
+    inputs: PretrainingInputs = case.inputs
+
+    def load(**changes: float) -> BertForPreTraining:
+        with torch.inference_mode(False):
+            return BertForPreTraining.from_pretrained(
+                inputs.directory, sparse_prediction=True, **changes
+            )
+
+    yield _candidate(
+        "float32", step(load(), inputs), lambda loss: checked_step(load(**NO_DROPOUT), inputs)
+    )
 
 
 def attention(case: Case) -> Iterator[Candidate]:

@@ -98,7 +98,8 @@ struct ValueTile {
   }
 };
 
-// total[r, c] += left[r] . right[:, c]; kTransposed: left is stored [depth, rows].
+// total[r, c] += left[r] . right[:, c]; kTransposed: left is stored [depth, rows]. The product is
+// summed by itself first: a long sum made of short ones keeps its rounding errors low.
 template <typename Storage, bool kTransposed>
 struct AccumulateTile {
   using Math = Arithmetic<Storage>;
@@ -119,13 +120,14 @@ struct AccumulateTile {
 
   template <int kRows, int kColumns>
   CTXFAST_NOINLINE void run() const {
-    Vec<T> sum[kRows][kColumns];
-    for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = load(total + r * width + c * kLanes<T>);
+    Vec<T> sum[kRows][kColumns] = {};
     multiply_tile<Math, kRows, kColumns, kTransposed>(left, left_stride, right, width, kLanes<T>,
                                                       depth, sum);
     for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c) store(total + r * width + c * kLanes<T>, sum[r][c]);
+      for (int c = 0; c < kColumns; ++c) {
+        T* to = total + r * width + c * kLanes<T>;
+        store(to, load(to) + sum[r][c]);
+      }
   }
 };
 

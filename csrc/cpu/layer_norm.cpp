@@ -1,30 +1,15 @@
-// Residual addition and layer normalisation in one pass over memory, threads over rows.
+// Dropout, residual addition and layer normalisation (Ba, Kiros, Hinton 2016) in one pass over
+// memory, threads over rows.
 #include "cpu/layer_norm.h"
 
 #include "cpu/kernel_table.h"
 #include "cpu/layer_norm_row.h"
+#include "cpu/layer_norm_sum.h"
 #include "cpu/parallel.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
 namespace {
-
-constexpr int64_t kElementsPerPiece =
-    16384;  // below this, waking another thread costs more than it brings
-
-template <typename Storage>
-CTXFAST_INLINE void add_rows(const Storage* input, const Storage* residual, Compute<Storage>* sum,
-                             int64_t n) {
-  constexpr int lanes = kLanes<Compute<Storage>>;
-  int64_t i = 0;
-  if (residual == nullptr) {
-    for (; i + lanes <= n; i += lanes) store(sum + i, load(input + i));
-    if (i < n) store_n(sum + i, load_n(input + i, n - i), n - i);
-  } else {
-    for (; i + lanes <= n; i += lanes) store(sum + i, load(input + i) + load(residual + i));
-    if (i < n) store_n(sum + i, load_n(input + i, n - i) + load_n(residual + i, n - i), n - i);
-  }
-}
 
 template <typename Storage, typename Parameter>
 Status run(const AddLayerNormArgs& args) {
@@ -39,12 +24,7 @@ Status run(const AddLayerNormArgs& args) {
       return;
     }
     for (int64_t row = first; row < last; ++row) {
-      const Storage* input = static_cast<const Storage*>(args.input) + row * args.input_stride;
-      const Storage* residual =
-          args.residual == nullptr
-              ? nullptr
-              : static_cast<const Storage*>(args.residual) + row * args.residual_stride;
-      add_rows(input, residual, sum, n);
+      sum_row<Storage>(args, row, sum);
       normalize_row<Storage, Parameter>(sum, static_cast<const Parameter*>(args.weight),
                                         static_cast<const Parameter*>(args.bias), args.eps,
                                         static_cast<Storage*>(args.output) + row * n, n);
@@ -58,15 +38,9 @@ Status run(const AddLayerNormArgs& args) {
 }  // namespace
 
 Status add_layer_norm(const AddLayerNormArgs& args) {
-  if (args.dtype == kFloat32 && args.parameter_dtype == kFloat32) return run<float, float>(args);
-  if (args.dtype == kFloat64 && args.parameter_dtype == kFloat64) return run<double, double>(args);
-  if (args.dtype == kBfloat16 && args.parameter_dtype == kBfloat16)
-    return run<bfloat16, bfloat16>(args);
-  if (args.dtype == kBfloat16 && args.parameter_dtype == kFloat32)
-    return run<bfloat16, float>(args);
-  Status status;
-  status.code = kUnsupportedDtype;
-  return status;
+  return for_dtypes(args.dtype, args.parameter_dtype, [&](auto storage, auto parameter) {
+    return run<decltype(storage), decltype(parameter)>(args);
+  });
 }
 
 CTXFAST_NAMESPACE_END

@@ -7,8 +7,25 @@
 #pragma once
 
 #include "cpu/simd.h"
+#include "status.h"
 
 CTXFAST_NAMESPACE_BEGIN
+
+// Calls run(Storage(), Parameter()) with the types of a dtype of the rows and one of the
+// parameters.
+template <typename Run>
+CTXFAST_INLINE Status for_dtypes(Dtype dtype, Dtype parameter_dtype, const Run& run) {
+  if (dtype == kFloat32 && parameter_dtype == kFloat32) return run(float(), float());
+  if (dtype == kFloat64 && parameter_dtype == kFloat64) return run(double(), double());
+  if (dtype == kBfloat16 && parameter_dtype == kBfloat16) return run(bfloat16(), bfloat16());
+  if (dtype == kBfloat16 && parameter_dtype == kFloat32) return run(bfloat16(), float());
+  Status status;
+  status.code = kUnsupportedDtype;
+  return status;
+}
+
+// Elements below which waking another thread costs more than it brings.
+constexpr int64_t kElementsPerPiece = 16384;
 
 constexpr int kUnroll = 4;  // independent partial sums, which hide the latency of the additions
 
@@ -40,17 +57,27 @@ CTXFAST_INLINE T sum_of_squared_distances(const T* values, T mean, int64_t n) {
   return reduce_add((partial[0] + partial[1]) + (partial[2] + partial[3]));
 }
 
+template <typename T>
+struct RowStatistics {
+  T mean, rstd;
+};
+
+template <typename T>
+CTXFAST_INLINE RowStatistics<T> row_statistics(const T* values, double eps, int64_t n) {
+  const T mean = sum_of(values, n) / T(n);
+  // eps joins in double: 1e-12 is far below the resolution of a float variance, but not of one that
+  // is 0.
+  const double variance = double(sum_of_squared_distances(values, mean, n)) / double(n);
+  return {mean, T(1.0 / __builtin_sqrt(variance + eps))};
+}
+
 // values: the summed row, n elements; output: the stored row.
 template <typename Storage, typename Parameter>
 CTXFAST_INLINE void normalize_row(const Compute<Storage>* values, const Parameter* weight,
                                   const Parameter* bias, double eps, Storage* output, int64_t n) {
   using T = Compute<Storage>;
-  const T mean = sum_of(values, n) / T(n);
-  // eps joins in double: 1e-12 is far below the resolution of a float variance, but not of one that
-  // is 0.
-  const double variance = double(sum_of_squared_distances(values, mean, n)) / double(n);
-  const Vec<T> scale = splat<T>(T(1.0 / __builtin_sqrt(variance + eps)));
-  const Vec<T> center = splat<T>(mean);
+  const RowStatistics<T> row = row_statistics(values, eps, n);
+  const Vec<T> scale = splat<T>(row.rstd), center = splat<T>(row.mean);
   const auto one = [&](int64_t i, auto full) {
     const auto part = [&](const Parameter* p) { return full ? load(p + i) : load_n(p + i, n - i); };
     Vec<T> y = (full ? load(values + i) : load_n(values + i, n - i)) - center;

@@ -37,7 +37,7 @@ int device_info(int device, DeviceInfo* info) {
 int fill(float* data, float value, size_t n, void* stream) {
   if (n == 0) return cudaSuccess;
   const size_t blocks = (n + 255) / 256;
-  const unsigned grid = blocks > 4096 ? 4096u : unsigned(blocks);
+  const unsigned grid = blocks < 4096 ? unsigned(blocks) : 4096u;
   fill_kernel<<<grid, 256, 0, cudaStream_t(stream)>>>(data, value, n);
   return cudaGetLastError();
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -56,7 +57,8 @@ def embed_file(
     """Write contextual vectors of the lines of a text file.
 
     Lines without a word piece (blank ones) keep their place: a zero vector when pooled, no token
-    otherwise. Equal lines get equal vectors up to rounding, whatever stands beside them.
+    otherwise. Equal lines get equal vectors up to rounding, whatever stands beside them. Memory does
+    not grow with the text; the disk needs room for twice the output while it is put together.
 
     Args:
         model: a BERT directory.
@@ -85,7 +87,8 @@ def embed_file(
         writer = WRITERS[kind](partial, encoder.row_shape, options.dtype, spellings)
         with closing(writer):
             job = _Job(encoder, writer, text.count, progress)
-            for lines in text.chunks(_CHUNK_LINES, _CHUNK_CHARACTERS):
+            most = min(_CHUNK_LINES, max(1, _WINDOW_BYTES // job.row_bytes))
+            for lines in text.chunks(most, _CHUNK_CHARACTERS):
                 job.run(lines)
             writer.finish(_metadata(model, text, encoder, job.counts()))
     rows = job.tokens if options.pooling == "tokens" else job.lines
@@ -114,6 +117,7 @@ class _Job:
         self.writer = writer
         self.total = total
         self.progress = progress
+        self.row_bytes = 4 * math.prod(encoder.row_shape)
         self.lines = 0
         self.blank = 0
         self.tokens = 0
@@ -152,9 +156,8 @@ class _Job:
         self.writer.append_rows(self._stored(pool.result(self.options.normalize)))
 
     def _write_tokens(self, pieces: Sequence[Piece], lines: int) -> None:
-        row_bytes = 4 * int(np.prod(self.encoder.row_shape))
         done = 0
-        for window in windows(pieces, max(1, _WINDOW_BYTES // row_bytes)):
+        for window in windows(pieces, max(1, _WINDOW_BYTES // self.row_bytes)):
             starts = np.cumsum([0, *(piece.kept for piece in window)])
             rows = torch.empty((int(starts[-1]), *self.encoder.row_shape))
             for batch in batches(window, self.options.batch_tokens):

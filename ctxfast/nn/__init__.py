@@ -1,5 +1,7 @@
 """Thin modules: parameters and one call into `ctxfast.ops`."""
 
+from ctxfast.nn.character_encoder import CharacterEncoder
+from ctxfast.nn.highway import Highway
 from ctxfast.nn.multihead_attention import MultiheadAttention
 from ctxfast.nn.packed_linear import (
     PackedLinear,
@@ -8,12 +10,16 @@ from ctxfast.nn.packed_linear import (
     refresh,
     set_packing,
 )
+from ctxfast.nn.scalar_mix import ScalarMix
 from ctxfast.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "CharacterEncoder",
+    "Highway",
     "MultiheadAttention",
     "PackedLinear",
     "PackedModule",
+    "ScalarMix",
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "packed_bytes",

@@ -74,14 +74,14 @@ class _Copy:
 
     __slots__ = ("bias", "fingerprints", "weight")
 
-    def __init__(self, weights: Weights, biases: Biases) -> None:
+    def __init__(self, weights: Weights, biases: Biases, dtype: torch.dtype) -> None:
         sources = _sources(weights, biases)
         count = len(weights)
         # Outside inference mode, so that the copy also serves calls under no_grad.
         with torch.inference_mode(False), torch.no_grad():
             weight = sources[0] if count == 1 else torch.cat(sources[:count])
-            self.bias = torch.cat(sources[count:]) if len(sources) > count else None
-            self.weight = _onednn.pack(weight, _EXPECTED_ROWS)
+            self.bias = torch.cat(sources[count:]).to(dtype) if len(sources) > count else None
+            self.weight = _onednn.pack(weight.to(dtype), _EXPECTED_ROWS)
             self.fingerprints = [_Fingerprint(source) for source in sources]
 
     def matches(self, weights: Weights, biases: Biases) -> bool:
@@ -100,7 +100,10 @@ class PackedModule(nn.Module):
     """Base of modules that hold the packed weight of one linear layer, or of several that read the same input.
 
     pack: set it to False, or use `set_packing`, to run on the plain weights and save the memory of the copy.
+    cast: whether the copy takes the dtype of the input where the weights have another.
     """
+
+    cast = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -121,6 +124,10 @@ class PackedModule(nn.Module):
         """The valid packed copy of `linears`, made if need be, or None where the plain weights must run."""
         return self._packed([x.weight for x in linears], [x.bias for x in linears], input)
 
+    def packed_parameters(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
+        """The same for the parameters themselves."""
+        return self._packed(weights, biases, input)
+
     def _packed(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
         if torch.is_grad_enabled():
             self._copy = None
@@ -128,12 +135,13 @@ class PackedModule(nn.Module):
         if self.training or not self.pack or not _permitted(input):
             return None
         copy = self._copy
-        if copy is not None and copy.matches(weights, biases):
+        dtype = input.dtype
+        if copy is not None and copy.weight.dtype == dtype and copy.matches(weights, biases):
             return copy
-        if not _packable(weights, biases, input):
+        if not _packable(weights, biases, input, self.cast):
             self._copy = None
             return None
-        self._copy = copy = _Copy(weights, biases)
+        self._copy = copy = _Copy(weights, biases, dtype)
         return copy
 
     def train(self, mode: bool = True) -> PackedModule:
@@ -155,21 +163,24 @@ class PackedModule(nn.Module):
 
 
 def _permitted(input: Tensor) -> bool:
-    """Whether a packed weight may serve this input, whatever the weight."""
+    """Whether a packed weight may serve now, whatever the weight."""
     return (
-        not torch.compiler.is_compiling()
-        and _dispatch.backend() != "reference"
-        and _onednn.linear_refuses(input, input, None, "none", None, None) is None
+        _dispatch.backend() != "reference"
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and input.numel() > 0
     )
 
 
-def _packable(weights: Weights, biases: Biases, input: Tensor) -> bool:
+def _packable(weights: Weights, biases: Biases, input: Tensor, cast: bool) -> bool:
     """Whether these are ordinary parameters: none computed by a parametrisation, quantised or distributed."""
     given = [bias for bias in biases if bias is not None]
+    if _onednn.linear_refuses(input, weights[0], None, "none", None, None) is not None:
+        return False
     return len(given) in (0, len(weights)) and all(
         type(parameter) is nn.Parameter
-        and parameter.dtype == input.dtype
+        and (parameter.dtype == input.dtype or (cast and parameter.is_floating_point()))
         and parameter.device == input.device
         and parameter.is_contiguous()
         and parameter.numel() > 0

@@ -12,10 +12,14 @@ from ctxfast.ops.attention import (
     attention_weights,
     attention_with_lse,
 )
+from ctxfast.ops.char_cnn import char_cnn
 from ctxfast.ops.embed_layer_norm import embed_layer_norm
+from ctxfast.ops.highway import highway
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
+from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
 from ctxfast.ops.lstm import bilstm, lstm
+from ctxfast.ops.scalar_mix import scalar_mix
 
 __all__ = [
     "add_layer_norm",
@@ -25,8 +29,12 @@ __all__ = [
     "attention_weights",
     "attention_with_lse",
     "bilstm",
+    "char_cnn",
     "embed_layer_norm",
+    "highway",
     "linear",
+    "linear_cross_entropy",
     "lstm",
+    "scalar_mix",
     "use_backend",
 ]

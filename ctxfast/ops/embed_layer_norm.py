@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _native, _triton
+from ctxfast.ops import _native_layer_norm, _triton
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import require_floating, require_same, shape_of
@@ -33,13 +33,19 @@ def _check_ids(name: str, ids: Tensor, table: Tensor) -> None:
 
 
 def _native_forward(ids, types, positions, word, token_type, position, weight, bias, eps, _):
-    return _native.embed_layer_norm(
+    return _native_layer_norm.embed_layer_norm(
         ids, types, positions, word, token_type, position, weight, bias, eps
     )
 
 
 def _native_refuses(ids, types, positions, word, token_type, position, weight, bias, eps, _):
-    return _native.embed_layer_norm_refuses(ids, word, weight)
+    return _native_layer_norm.embed_layer_norm_refuses(ids, word, weight)
+
+
+def _native_backward_refuses(grad, ids, types, positions, word, *rest):
+    return _native_layer_norm.embed_layer_norm_refuses(
+        ids, word, rest[2]
+    ) or _native_layer_norm.embed_layer_norm_refuses(ids, grad, None)
 
 
 def _triton_forward(ids, types, positions, word, token_type, position, weight, bias, eps, _):
@@ -84,7 +90,11 @@ embed_layer_norm_operator = Operator(
     Implementation("reference", _reference, never),
 )
 embed_layer_norm_backward_operator = Operator(
-    "embed_layer_norm_backward", Implementation("reference", _reference_backward, never)
+    "embed_layer_norm_backward",
+    Implementation(
+        "native", _native_layer_norm.embed_layer_norm_backward, _native_backward_refuses
+    ),
+    Implementation("reference", _reference_backward, never),
 )
 
 _ARGUMENTS = (

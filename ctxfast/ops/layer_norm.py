@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _native, _triton
+from ctxfast.ops import _native_layer_norm, _triton
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import (
@@ -46,23 +46,17 @@ def _reference_backward(grad, input, residual, weight, bias, eps, p, seed, seque
         sequence_ids=sequence_ids,
         positions=positions,
     )
-    if residual is None:
-        return dinput.contiguous(), input.new_empty(0), dweight, dbias
-    # Without dropout both gradients are one tensor, but an operator's results must not share memory.
-    return (
-        dinput.contiguous(),
-        dresidual.clone(memory_format=torch.contiguous_format),
-        dweight,
-        dbias,
-    )
+    if residual is None or p == 0.0:  # without dropout it is the gradient of input
+        dresidual = input.new_empty(0)
+    return dinput.contiguous(), dresidual.contiguous(), dweight, dbias
 
 
 def _fake(input, residual, weight, bias, eps, p, seed, sequence_ids, positions):
     return input.new_empty(input.shape)
 
 
-def _fake_backward(grad, input, residual, weight, bias, *rest):
-    dresidual = input.new_empty(0) if residual is None else residual.new_empty(residual.shape)
+def _fake_backward(grad, input, residual, weight, bias, eps, p, *rest):
+    dresidual = input.new_empty(0 if residual is None or p == 0.0 else input.shape)
     return (
         input.new_empty(input.shape),
         dresidual,
@@ -71,14 +65,14 @@ def _fake_backward(grad, input, residual, weight, bias, *rest):
     )
 
 
-def _native_forward(input, residual, weight, bias, eps, p, seed, sequence_ids, positions):
-    return _native.add_layer_norm(input, residual, weight, bias, eps)
-
-
 def _native_refuses(input, residual, weight, bias, eps, p, seed, sequence_ids, positions):
-    if p > 0.0:
-        return "dropout is active"
-    return _native.add_layer_norm_refuses(input, residual, weight, bias)
+    return _native_layer_norm.add_layer_norm_refuses(input, residual, weight, bias)
+
+
+def _native_backward_refuses(grad, input, residual, weight, bias, *rest):
+    return _native_layer_norm.add_layer_norm_refuses(
+        input, residual, weight, bias
+    ) or _native_layer_norm.add_layer_norm_refuses(input, grad, None, None)
 
 
 def _triton_forward(input, residual, weight, bias, eps, p, seed, sequence_ids, positions):
@@ -93,12 +87,14 @@ def _triton_refuses(input, residual, weight, bias, eps, p, seed, sequence_ids, p
 
 add_layer_norm_operator = Operator(
     "add_layer_norm",
-    Implementation("native", _native_forward, _native_refuses),
+    Implementation("native", _native_layer_norm.add_layer_norm, _native_refuses),
     Implementation("triton", _triton_forward, _triton_refuses),
     Implementation("reference", _reference, never),
 )
 add_layer_norm_backward_operator = Operator(
-    "add_layer_norm_backward", Implementation("reference", _reference_backward, never)
+    "add_layer_norm_backward",
+    Implementation("native", _native_layer_norm.add_layer_norm_backward, _native_backward_refuses),
+    Implementation("reference", _reference_backward, never),
 )
 
 _ARGUMENTS = (
@@ -142,7 +138,10 @@ _add_layer_norm_backward = define(
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     arguments = _restore(ctx)
     dinput, dresidual, dweight, dbias = _add_layer_norm_backward(grad, *arguments)
-    return dinput, None if arguments[1] is None else dresidual, dweight, dbias, *(None,) * 5
+    residual, dropout_p = arguments[1], arguments[5]
+    if residual is None:
+        return dinput, None, dweight, dbias, *(None,) * 5
+    return dinput, dinput if dropout_p == 0.0 else dresidual, dweight, dbias, *(None,) * 5
 
 
 _add_layer_norm = define(

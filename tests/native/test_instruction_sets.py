@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from ctxfast.ops import _native
+from ctxfast.ops import _native, _native_linear
 from tests.ops.implementations import only
 from tests.oracle import assert_matches
 
@@ -74,6 +74,20 @@ def test_layer_norm_and_embeddings(isa, dtype):
     eager = reference.embed_layer_norm(ids, ids, ids, *tables, weight, bias, 1e-12)
     wide = [t.double() for t in (*tables, weight, bias)]
     assert_matches(result, eager, reference.embed_layer_norm(ids, ids, ids, *wide, 1e-12))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_cross_entropy(isa, dtype):
+    logits, labels = (torch.randn(5, 101) * 3).to(dtype), torch.randint(101, (5,))
+    exact = logits.double().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
+    (gradient,) = torch.autograd.grad(losses.sum() * 0.5, exact)
+    found = logits.clone()
+    result = _native_linear.cross_entropy_(found, labels, 0.5, True)
+    precision = torch.finfo(dtype).eps
+    wide = torch.finfo(result.dtype).eps
+    torch.testing.assert_close(result.double(), losses, rtol=8 * wide, atol=8 * wide)
+    torch.testing.assert_close(found.double(), gradient, rtol=8 * precision, atol=precision)
 
 
 def test_environment_variable_is_an_upper_bound():

@@ -254,9 +254,14 @@ def test_pack_can_be_refused(module: PackedModule, input: Tensor) -> None:
     packed(module, input)
 
 
-def test_backends_and_other_inputs(module: PackedModule, input: Tensor) -> None:
+def test_backends_and_other_inputs(
+    module: PackedModule, input: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed(module, input)
     with ops.use_backend("reference"):
+        assert_current(module, input)
+    with monkeypatch.context() as context:
+        context.setattr(torch.backends.mkldnn, "enabled", False)
         assert_current(module, input)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert module(input).dtype == torch.bfloat16

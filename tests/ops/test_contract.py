@@ -68,6 +68,18 @@ def embed(*tables):
     return ops.embed_layer_norm(IDS, IDS % 2, torch.arange(3).expand(2, 3), *tables, 1e-12)
 
 
+def loss_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((7, 6), (9, 6), (9,))]
+
+
+LABELS = torch.tensor([3, -100, 0, 8, -100, 3, 1])
+
+
+def loss(hidden, weight, bias):
+    rows = hidden.shape[0] // 7
+    return ops.linear_cross_entropy(hidden, weight, bias, LABELS.repeat(rows))
+
+
 CALLS = {
     "attention": (lambda q, k, v: ops.attention(q, k, v), attention_arguments),
     "attention_varlen": (lambda q, k, v: ops.attention_varlen(q, k, v, **VARLEN), varlen_arguments),
@@ -76,6 +88,7 @@ CALLS = {
     "embed_layer_norm": (embed, embed_arguments),
     "lstm": (lstm, lstm_arguments),
     "bilstm": (bilstm, bilstm_arguments),
+    "linear_cross_entropy": (loss, loss_arguments),
 }
 NAMES = list(CALLS)
 OVERLOADS = {"bilstm": "lstm"}  # one registered operator for one direction and for two
@@ -120,6 +133,8 @@ def overload_arguments(name):
         state = (torch.randn(2, 2, 3), torch.randn(2, 2, 4))
         rest = (None, None, None, None, False, None, None, None, False)
         return (x, None, *twins[:4], None, None, *twins[4:], *state, *rest)
+    if name == "linear_cross_entropy":
+        return (*tensors, LABELS, -100, True, True, True)
     return (IDS, IDS % 2, torch.arange(3).expand(2, 3), *tensors, 1e-12, 0)
 
 
