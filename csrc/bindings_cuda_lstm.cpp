@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bindings_cuda.h"
+#include "cuda/exchange_benchmark.h"
 #include "cuda/lstm_arguments.h"
 #include "cuda/lstm_launch.h"
 
@@ -76,6 +77,19 @@ py::object stepwise(int dtype, bool backward, const Integers& values, double cel
   return to_python(error);
 }
 
+py::list exchange_loops() {
+  py::list names;
+  for (int i = 0; exchange_loop_name(i); ++i) names.append(exchange_loop_name(i));
+  return names;
+}
+
+py::object exchange_loop(int index, const Integers& exchange, int count, uintptr_t stream) {
+  const Exchange words = {pointer<float>(exchange.at(0)), pointer<uint32_t>(exchange.at(1)),
+                          pointer<uint32_t>(exchange.at(2)), pointer<uint32_t>(exchange.at(3)),
+                          uint64_t(exchange.at(4))};
+  return to_python(launch_exchange_loop(index, words, count, pointer<void>(stream)));
+}
+
 }  // namespace
 
 void bind_lstm(py::module_& m) {
@@ -83,6 +97,8 @@ void bind_lstm(py::module_& m) {
   m.def("lstm_groups", &groups);
   m.def("lstm_persistent", &persistent);
   m.def("lstm_stepwise", &stepwise);
+  m.def("exchange_loops", &exchange_loops);
+  m.def("exchange_loop", &exchange_loop);
 }
 
 }  // namespace cuda

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ctxfast.embeddings import load_embeddings
     from ctxfast.explanation import explain
     from ctxfast.integrations._accelerate import accelerate, accelerated, refresh, restore
+    from ctxfast.ops._native_lstm_paths import synchronize
     from ctxfast.packed import PackedBatch
 
 try:
@@ -26,6 +27,7 @@ _NAMES = {
     "load_embeddings": "ctxfast.embeddings",
     "refresh": "ctxfast.integrations._accelerate",
     "restore": "ctxfast.integrations._accelerate",
+    "synchronize": "ctxfast.ops._native_lstm_paths",
 }
 _MODULES = ("bert", "integrations", "nn", "ops", "reference")
 
@@ -42,6 +44,7 @@ __all__ = [
     "reference",
     "refresh",
     "restore",
+    "synchronize",
 ]
 
 

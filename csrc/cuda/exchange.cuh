@@ -52,15 +52,6 @@ CTXFAST_DEVICE Rank own_rank() {
 }
 
 template <class S>
-CTXFAST_DEVICE void group_barrier() {
-  if constexpr (S::kCluster > 1) {
-    cluster_barrier();
-  } else {
-    block_barrier();
-  }
-}
-
-template <class S>
 CTXFAST_DEVICE Floats4 read_peer(const Floats4* address, int rank) {
   if constexpr (S::kCluster > 1) return read_remote(address, rank);
   return read(address);
@@ -103,7 +94,11 @@ class AllReduce {
   CTXFAST_DEVICE void operator()(int rows, Consume consume) {
     constexpr int kVectors = S::kSlice / 4;
     constexpr size_t kWords = size_t(S::kClusters) * S::kRows * S::kSlice;
-    group_barrier<S>();
+    if constexpr (S::kCluster > 1) {
+      cluster_barrier();
+    } else {
+      block_barrier();
+    }
     if constexpr (S::kClusters == 1) {
       for (int i = thread_index(); i < rows * kVectors; i += S::kThreads) {
         const int row = i / kVectors, feature = own_.rank * S::kSlice + i % kVectors * 4;
@@ -112,39 +107,48 @@ class AllReduce {
     } else {
       ++generation_;
       float* buffer = buffer_ + generation_ % S::kDepth * S::kCluster * kWords;
-      for (int i = thread_index(); i < rows * kVectors; i += S::kThreads) {
+      for (int i = thread_index(); i < rows * kVectors && !abandoned_; i += S::kThreads) {
         const int row = i / kVectors, column = i % kVectors * 4;
         float* place = buffer + (own_.cluster * S::kRows + row) * S::kSlice + column;
         const Floats4 sum = cluster_sum(row, own_.rank * S::kSlice + column);
         write(reinterpret_cast<Floats4*>(place), sum);
       }
       block_barrier();
-      if (thread_index() == 0) {
+      if (thread_index() == 0 && !abandoned_) {
         fence<Scope::kDevice>();
         add_relaxed(counter_, 1);
-        if (!abandoned_ && !wait(generation_ * S::kClusters)) {
-          abandoned_ = true;
-          write(late_, 1);
-        }
+        if (!wait(generation_ * S::kClusters)) write(late_, 1);
       }
       block_barrier();
-      const bool late = read(late_) != 0;
+      abandoned_ = read(late_) != 0;
       for (int i = thread_index(); i < rows * kVectors; i += S::kThreads) {
         const int row = i / kVectors, column = i % kVectors * 4;
-        Floats4 sum = {};
-#pragma unroll
-        for (int cluster = 0; cluster < S::kClusters; ++cluster) {
-          const float* place = buffer + (cluster * S::kRows + row) * S::kSlice + column;
-          add(sum, read_exchanged(reinterpret_cast<const Floats4*>(place)));
-        }
-        if (late) sum.x = sum.y = sum.z = sum.w = not_a_number();
+        const Floats4 sum = abandoned_ ? not_a_sum() : exchanged_sum(buffer, row, column);
         consume(row, own_.rank * S::kSlice + column, sum);
       }
     }
-    group_barrier<S>();
+    if constexpr (S::kCluster > 1) {
+      cluster_barrier();
+    } else {
+      block_barrier();
+    }
   }
 
  private:
+  CTXFAST_DEVICE static Floats4 not_a_sum() {
+    return {not_a_number(), not_a_number(), not_a_number(), not_a_number()};
+  }
+
+  CTXFAST_DEVICE static Floats4 exchanged_sum(const float* buffer, int row, int column) {
+    Floats4 sum = {};
+#pragma unroll
+    for (int cluster = 0; cluster < S::kClusters; ++cluster) {
+      const float* place = buffer + (cluster * S::kRows + row) * S::kSlice + column;
+      add(sum, read_exchanged(reinterpret_cast<const Floats4*>(place)));
+    }
+    return sum;
+  }
+
   CTXFAST_DEVICE Floats4 cluster_sum(int row, int feature) const {
     const float* place = sums_ + row * S::kSumStride + feature;
     Floats4 sum = {};

@@ -63,7 +63,9 @@ int persistent_groups(const PersistentKernel& kernel, bool backward, int* groups
   if (error != cudaSuccess) return error;
   int count = 0;
   if (kernel.cluster > 1) {
-    const Configuration configuration(kernel, backward, 1, 1, nullptr);
+    Configuration configuration(kernel, backward, 1, 1, nullptr);
+    configuration.launch.attrs = configuration.attributes + 1;  // the size of the cluster alone
+    configuration.launch.numAttrs = 1;
     error =
         cudaOccupancyMaxActiveClusters(&count, function(kernel, backward), &configuration.launch);
   } else {

@@ -70,7 +70,7 @@ class PersistentForward {
         if (step + 1 < steps) load_inputs(step + 1);
         block_barrier();
         project();
-        all_reduce_(S::kRows, [&](int row, int feature, Floats4 sum) {
+        all_reduce_(active_rows(step), [&](int row, int feature, Floats4 sum) {
           finish_state(step, row, feature, sum);
         });
       }
@@ -82,6 +82,16 @@ class PersistentForward {
  private:
   CTXFAST_DEVICE int unit(int tile) const {
     return first_unit_ + (warp_ * kUnitTiles + tile) * 8 + lane_ / 4;
+  }
+
+  // Rows stand in falling order of their lengths, so tiles of rows retire from the end.
+  CTXFAST_DEVICE int active_rows(int step) const {
+    int rows = 8;
+#pragma unroll
+    for (int tile = 1; tile < S::kTiles; ++tile) {
+      if (step < longest_[tile]) rows = 8 * (tile + 1);
+    }
+    return rows;
   }
 
   CTXFAST_DEVICE void load_weights() {
@@ -172,6 +182,10 @@ class PersistentForward {
   }
 
   CTXFAST_DEVICE void compute_gates(int step) {
+    // Where a warp has one tile only, every other product goes to sums of its own: half as long a
+    // chain to wait for.
+    constexpr bool kSplit = kUnitTiles * S::kTiles == 1;
+    float second[2][4] = {};
 #pragma unroll
     for (int tile = 0; tile < kUnitTiles; ++tile) {
 #pragma unroll
@@ -202,11 +216,16 @@ class PersistentForward {
           for (int pair = 0; pair < 2; ++pair) {
             const Words4 &a = w[pair * 2], &b = w[pair * 2 + 1];
             float (&sum)[4] = gates_[tile][rows][pair];
+            float (&other)[4] = kSplit ? second[pair] : sum;
             mma<T>(sum, a.x, b.x, a.y, b.y, h.x, h.y);
-            mma<T>(sum, a.z, b.z, a.w, b.w, h.z, h.w);
+            mma<T>(other, a.z, b.z, a.w, b.w, h.z, h.w);
           }
         }
       }
+    }
+    if constexpr (kSplit) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) gates_[0][0][i / 4][i % 4] += second[i / 4][i % 4];
     }
   }
 

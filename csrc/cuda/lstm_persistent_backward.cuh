@@ -71,7 +71,12 @@ class PersistentBackward {
         if (step > 0) load_saved(step - 1);
         block_barrier();
         through_gates();
-        all_reduce_(S::kRows,
+        // Rows that take up their last step next included.
+        int active = 8;
+        for (int first = 8; first < S::kRows; first += 8) {
+          if (step <= shared_.rows.longest(first, 8)) active = first + 8;
+        }
+        all_reduce_(active,
                     [&](int n, int feature, Floats4 sum) { finish_state(step, n, feature, sum); });
       }
       each_pair([&](int tile, int rows, int half, int, int row, int) {

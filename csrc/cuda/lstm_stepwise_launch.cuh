@@ -10,7 +10,7 @@ namespace ctxfast {
 namespace cuda {
 
 template <class K>
-__global__ void __launch_bounds__(K::kThreads)
+__global__ void __launch_bounds__(K::kThreads, 1)
     stepwise_kernel(const __grid_constant__ Stepwise call, int step) {
   K::run(call, step);
 }

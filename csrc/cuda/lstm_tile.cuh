@@ -119,7 +119,7 @@ struct LstmTile {
 
   template <class Column>
   CTXFAST_DEVICE void float_slice(int first, int count, int lane, const T* (&w)[4], Column column) {
-#pragma unroll 2
+#pragma unroll 1
     for (int k = first; k < first + 32; k += 4) {
       Words4 a[4];
 #pragma unroll

@@ -108,7 +108,7 @@ void simt_plan(uint64_t seed, int fault, int value) {
   simt::machine().fault = {fault, value};
 }
 
-// "file:line" of every barrier met so far, one a line.
+// "file:line" of every barrier met in the last launch, one a line.
 const char* simt_barriers() {
   std::ostringstream list;
   for (const auto& [file, line] : simt::machine().barriers()) list << file << ':' << line << '\n';

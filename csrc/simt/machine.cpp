@@ -36,6 +36,7 @@ std::string Machine::launch(const Grid& grid, void (*kernel)(const void*), const
   runnable_.resize(total);
   releases_.clear();
   error_.clear();
+  if (!planted(kSkipBarrier)) barriers_.clear();
   polls_ = idle_polls_ = arrivals_ = 0;
   live_ = total;
   for (int b = 0; b < count; ++b) {

@@ -55,7 +55,8 @@ class Machine {
 
   // Empty on success, otherwise what went wrong first.
   std::string launch(const Grid& grid, void (*kernel)(const void*), const void* argument);
-  // Places of all barriers met since the machine was made, in order of file and line.
+  // Places of the barriers met in the last launch without a barrier left out, in order of file and
+  // line.
   const std::set<std::pair<std::string, int>>& barriers() const { return barriers_; }
 
   // Called by threads of the grid.

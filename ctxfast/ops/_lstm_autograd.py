@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ctxfast.ops import _lstm, _native_lstm
+from ctxfast.ops import _native_lstm_paths as _cuda
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 
@@ -44,11 +46,17 @@ def implementation_backward(
 
 lstm_operator = Operator(
     "lstm",
+    implementation("cuda_persistent", _cuda.PERSISTENT, _cuda.persistent_refuses),
+    implementation("cuda_stepwise", _cuda.STEPWISE, _cuda.stepwise_refuses),
     implementation("native", _native_lstm.RECURRENCE, _native_lstm.refuses),
     implementation("reference", _lstm.REFERENCE, never),
 )
 lstm_backward_operator = Operator(
     "lstm_backward",
+    implementation_backward(
+        "cuda_persistent", _cuda.PERSISTENT, partial(_cuda.persistent_refuses, backward=True)
+    ),
+    implementation_backward("cuda_stepwise", _cuda.STEPWISE, _cuda.stepwise_refuses),
     implementation_backward("native", _native_lstm.RECURRENCE, _native_lstm.refuses),
     implementation_backward("reference", _lstm.REFERENCE, never),
 )

@@ -1,6 +1,6 @@
 """The LSTM on CUDA across the boundary between tensors and csrc/cuda; the rules of `_native.py` hold here too.
 
-A *runner* carries out the launches: the module ctxfast._C_cuda, or, in the tests, the host execution of the same kernels.
+A *runner* carries out the launches: the module ctxfast._C_cuda, or in the tests the host execution of the same kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Runner(Protocol):
 
     def persistent(
         self,
-        kernel: str,
+        kernel: Kernel,
+        backward: bool,
         values: Sequence[int],
         clips: tuple[float, float],
         slots: int,
@@ -51,26 +52,19 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One size of the persistent kernel: two names in the runner, and what its working space depends on.
+    """One size of the persistent kernels. key: what the runner calls it.
 
-    cluster, clusters: blocks of a cluster, clusters of a direction;  rows: batch rows taken together
+    cluster, clusters: blocks of a cluster, clusters of a direction;  rows: batch rows taken together;  depth: buffers
     """
 
+    key: Any
+    dtype: torch.dtype
     hidden: int
     features: int
-    dtype: torch.dtype
     cluster: int
     clusters: int
     rows: int
     depth: int = 2
-    label: str = ""
-
-    @property
-    def name(self) -> str:
-        if self.label:
-            return self.label
-        suffix = {torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
-        return f"{self.hidden}x{self.features} {suffix}"
 
 
 class _Arguments:
@@ -234,7 +228,7 @@ def _backward_arguments(
 def _exchange(
     kernel: Kernel, count: int, slots: int, error: Tensor, device: torch.device
 ) -> tuple[list[int], list[Tensor]]:
-    """What the blocks of a persistent kernel exchange: addresses and time limit, and the tensors. The words are zero."""
+    """What the blocks of a persistent kernel exchange: addresses and time limit, and the tensors; words are zero."""
     streams = count * slots
     counters = streams * kernel.cluster * _COUNTER_STRIDE
     words = torch.zeros(counters + _COUNTER_STRIDE, dtype=torch.int32, device=device)
@@ -245,13 +239,17 @@ def _exchange(
 
 
 def _run_persistent(
-    runner: Runner, name: str, kernel: Kernel, slots: int, error: Tensor, call: _Arguments
+    runner: Runner, kernel: Kernel, backward: bool, slots: int, error: Tensor, call: _Arguments
 ) -> None:
     exchange, tensors = _exchange(
         kernel, len(call.directions), slots, error, call.kept.output.device
     )
     outputs = [*call.outputs, *tensors]
-    _check(runner.persistent(name, call.values, call.clips, slots, exchange, call.inputs, outputs))
+    _check(
+        runner.persistent(
+            kernel, backward, call.values, call.clips, slots, exchange, call.inputs, outputs
+        )
+    )
 
 
 def persistent_forward(
@@ -271,7 +269,7 @@ def persistent_forward(
     call = _forward_arguments(directions, gates, sequences, save)
     if call.empty:
         return _finish(sequences, call.kept)
-    _run_persistent(runner, f"forward {kernel.name}", kernel, slots, error, call)
+    _run_persistent(runner, kernel, False, slots, error, call)
     return call.kept
 
 
@@ -289,7 +287,7 @@ def persistent_backward(
     call, found = _backward_arguments(directions, sequences, kept, *grads)
     if call.empty:
         return found.unchanged(*grads).results(kept.output.dtype)
-    _run_persistent(runner, f"backward {kernel.name}", kernel, slots, error, call)
+    _run_persistent(runner, kernel, True, slots, error, call)
     return found.results(kept.output.dtype)
 
 

@@ -14,10 +14,21 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
+from ctxfast.ops._native_lstm_cuda import Kernel
+
 CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-U_FORTIFY_SOURCE",
+]
 
 NO_FAULT, DROP_FENCE, RELAX_ACQUIRE, SKIP_BARRIER, SKIP_GENERATION, LOSE_ARRIVAL, NARROW_FENCE = (
     range(7)
@@ -48,20 +59,31 @@ def library() -> ctypes.CDLL:
             assert "warning" not in run.stderr, run.stderr
             Path(str(path) + ".new").rename(path)
     found = ctypes.CDLL(str(path))
-    for name in ("simt_persistent", "simt_stepwise", "simt_barriers"):
+    for name in ("simt_persistent", "simt_stepwise", "simt_barriers", "simt_self_test"):
         getattr(found, name).restype = ctypes.c_char_p
     return found
 
 
-def describe(name: str) -> dict[str, int]:
-    """What a kernel was compiled for."""
+def self_test(name: str, data: Tensor, blocks: int, threads: int, cluster: int, seed: int) -> str:
+    """What the machine says of one of its own small kernels on `data`; empty if nothing is wrong."""
+    library().simt_clear()
+    library().simt_plan(ctypes.c_uint64(seed), NO_FAULT, 0)
+    size = ctypes.c_size_t(data.nbytes)
+    library().simt_add(b"data", ctypes.c_void_p(data.data_ptr()), size, 0)
+    address = ctypes.c_void_p(data.data_ptr())
+    return library().simt_self_test(name.encode(), address, blocks, threads, cluster).decode()
+
+
+def kernel(name: str, hidden: int, features: int, dtype: torch.dtype) -> Kernel:
+    """One of the sizes that the library holds."""
     facts = (ctypes.c_int * 5)()
-    assert library().simt_describe(name.encode(), facts), name
-    return dict(zip(("cluster", "clusters", "warps", "rows", "depth"), facts, strict=True))
+    assert library().simt_describe(f"forward {name}".encode(), facts), name
+    cluster, clusters, _, rows, depth = facts
+    return Kernel(name, dtype, hidden, features, cluster, clusters, rows, depth)
 
 
 def barriers() -> list[str]:
-    """Places of the barriers met so far, in the order in which SKIP_BARRIER counts them."""
+    """Places of the barriers met in the last launch that left none out, as SKIP_BARRIER counts them."""
     return library().simt_barriers().decode().split()
 
 
@@ -94,10 +116,10 @@ class HostRunner:
             )
         self.launches += 1
 
-    def persistent(self, kernel, values, clips, slots, exchange, inputs, outputs):
+    def persistent(self, kernel, backward, values, clips, slots, exchange, inputs, outputs):
         self._prepare(inputs, outputs)
         answer = library().simt_persistent(
-            kernel.encode(),
+            f"{'backward' if backward else 'forward'} {kernel.key}".encode(),
             _integers(values),
             *(ctypes.c_double(x) for x in clips),
             slots,
