@@ -29,7 +29,7 @@ class LanguageModelOutput:
     @property
     def perplexity(self) -> float:
         """exp(loss)"""
-        return math.exp(float(self.loss))
+        return math.exp(self.loss.item())
 
 
 class BiLanguageModel(nn.Module):

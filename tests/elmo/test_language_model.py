@@ -29,9 +29,9 @@ def test_loss_word_by_word():
                 logits = model.softmax_weight @ hidden + model.softmax_bias
                 losses[name].append(-torch.log_softmax(logits, 0)[target].item())
     assert output.words == 7 == len(losses["forward"])
-    assert float(output.forward_loss) == pytest.approx(sum(losses["forward"]) / 7, rel=1e-5)
-    assert float(output.backward_loss) == pytest.approx(sum(losses["backward"]) / 7, rel=1e-5)
-    assert output.perplexity == pytest.approx(float(output.loss.exp()), rel=1e-5)
+    assert output.forward_loss.item() == pytest.approx(sum(losses["forward"]) / 7, rel=1e-5)
+    assert output.backward_loss.item() == pytest.approx(sum(losses["backward"]) / 7, rel=1e-5)
+    assert output.perplexity == pytest.approx(output.loss.exp().item(), rel=1e-5)
     again = model.score(sentences)
     assert torch.equal(again.loss, output.loss)  # no state is carried
 
