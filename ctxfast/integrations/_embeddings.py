@@ -92,10 +92,10 @@ class Embeddings:
                 padding_idx=word_padding,
             )
         else:
-            if embeds is None:
-                x = F.embedding(plan.pack(ids), word, word_padding)  # type: ignore[arg-type]
-            else:
-                x = plan.pack(embeds)
+            found = embeds
+            if found is None:
+                found = F.embedding(ids, word, word_padding)  # type: ignore[arg-type]
+            x = plan.pack(found)
             if self.token_type is not None:
                 x = x + F.embedding(types, token_type, self.token_type.padding_idx)  # type: ignore[arg-type]
             x = x + F.embedding(positions, position, position_padding)  # type: ignore[arg-type]
@@ -129,7 +129,9 @@ class Embeddings:
         buffered = self.module._buffers.get("token_type_ids")
         if buffered is None or self.token_type is None:
             return torch.zeros_like(positions)
-        return buffered[0].index_select(0, positions)  # what a user wrote there counts, as it does unaccelerated
+        return buffered[0].index_select(
+            0, positions
+        )  # what a user wrote there counts, as it does unaccelerated
 
 
 def call_embeddings(module: nn.Module, family: Family, call: dict[str, Any], plan: Plan) -> Tensor:

@@ -245,16 +245,14 @@ class _Run:
         last = plan.pad(states[-1]).to(self.dtype)
         leading = self._leading(last)
         hidden = None
-        if self.selected is not False and self.selected is not None:
+        if self.selected:
             hidden = [plan.pad(state).to(self.dtype) for state in states[:-1]] + [last]
             if not isinstance(self.selected, bool):
                 chosen = [self.selected] if isinstance(self.selected, int) else self.selected
                 places = {i % len(hidden) for i in chosen if -len(hidden) <= i < len(hidden)}
                 hidden = [x if i in places else None for i, x in enumerate(hidden)]
         pooled = self._pool(leading) if batch.total or batch.batch_size else None
-        return self._wrap(
-            leading if _first_token_first.get() else last, pooled, hidden, weights
-        )
+        return self._wrap(leading if _first_token_first.get() else last, pooled, hidden, weights)
 
     def _states(self) -> tuple[list[Tensor], list[Tensor]]:
         """The last state [T, H], after all others where they are asked for, and the attention weights."""
@@ -270,7 +268,7 @@ class _Run:
             hidden = state.weights.linear(found.projection, hidden)
         if found.family.relative_bias:
             plan = self.plan = self._with_bias(hidden)
-        keep = self.selected is not False and self.selected is not None
+        keep = bool(self.selected)
         states, attentions = [hidden], []
         for module, layer in found.layers:
             if isinstance(layer, str):
@@ -330,9 +328,7 @@ class _Run:
         function = self._mask_function
         names = inspect.signature(function).parameters
         name = "inputs_embeds" if "inputs_embeds" in names else "input_embeds"
-        return function(
-            config=self.model.config, attention_mask=self.mask, **{name: grid.detach()}
-        )
+        return function(config=self.model.config, attention_mask=self.mask, **{name: grid.detach()})
 
     def _leading(self, last: Tensor) -> Tensor:
         """last [B, S, H], with each sequence's first token in column 0."""

@@ -1,8 +1,8 @@
-"""Whether a module may be computed without being called: it, and all below it, do what their stock classes do and no more.
+"""Whether a module may be computed without being called: it does what its stock class does and no more.
 
-What a thorough inspection finds is kept with a `Certificate` of everything it looked at, which is compared at every call:
-the same modules of the same classes with the same parameters in the same places, the same hooks, the same forwards of
-instances. The comparison runs through C loops, so that it costs a small part of the shortest forward.
+What a thorough inspection finds is kept with a `Certificate` of everything it looked at, which is compared at every
+call: the same modules of the same classes with the same parameters in the same places, the same hooks, the same forwards
+of instances. The comparison runs through C loops, so that it costs a small part of the shortest forward.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def require_plain(name: str, module: nn.Module) -> None:
     for kind in _HOOKS:
         for hook in getattr(module, kind).values():
             if not (kind == "_forward_hooks" and _observes(hook)):
-                raise NotStock(f"{name} has a {kind.strip('_').removesuffix('s').replace('_', ' ')}")
+                raise NotStock(
+                    f"{name} has a {kind.strip('_').removesuffix('s').replace('_', ' ')}"
+                )
     if "forward" in module.__dict__:
         offload = " (an offload hook)" if hasattr(module, "_hf_hook") else ""
         raise NotStock(f"{name} has a forward of its own instance{offload}")
@@ -96,7 +98,16 @@ def parameter_of(module: nn.Module, name: str) -> Any:
 class Certificate:
     """What was observed of some modules. Conclusions drawn from it are good for as long as `holds()`."""
 
-    __slots__ = ("_classes", "_contents", "_dictionaries", "_empty", "_hooks", "_modules", "_own", "_patched")
+    __slots__ = (
+        "_classes",
+        "_contents",
+        "_dictionaries",
+        "_empty",
+        "_hooks",
+        "_modules",
+        "_own",
+        "_patched",
+    )
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = tuple(dict.fromkeys(modules))

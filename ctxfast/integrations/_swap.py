@@ -159,12 +159,16 @@ def _without(cls: type) -> type:
     """`cls` without the accelerated class in it; others, such as FSDP's, may have put theirs on top."""
     if cls.__dict__.get("_ctxfast_stock") is not None:
         return cls._ctxfast_stock  # type: ignore[attr-defined, no-any-return]
-    bases = tuple(_without(base) if issubclass(base, _Accelerated) else base for base in cls.__bases__)
+    bases = tuple(
+        _without(base) if issubclass(base, _Accelerated) else base for base in cls.__bases__
+    )
     namespace = {k: v for k, v in cls.__dict__.items() if k not in ("__dict__", "__weakref__")}
     return type(cls)(cls.__name__, bases, namespace)
 
 
-def call_arguments(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+def call_arguments(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any] | None:
     """The arguments of a call by name, or None where they are too many or given twice."""
     names = module._ctxfast_parameters
     if len(args) > len(names):
