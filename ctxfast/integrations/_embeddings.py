@@ -92,10 +92,11 @@ class Embeddings:
                 padding_idx=word_padding,
             )
         else:
-            found = embeds
-            if found is None:
-                found = F.embedding(ids, word, word_padding)  # type: ignore[arg-type]
-            x = plan.pack(found)
+            x = (
+                F.embedding(plan.pack(ids), word, word_padding)  # type: ignore[arg-type]
+                if embeds is None
+                else plan.pack(embeds)
+            )
             if self.token_type is not None:
                 x = x + F.embedding(types, token_type, self.token_type.padding_idx)  # type: ignore[arg-type]
             x = x + F.embedding(positions, position, position_padding)  # type: ignore[arg-type]
