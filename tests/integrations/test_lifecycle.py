@@ -17,29 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import ctxfast
-from tests.integrations.model_cases import batch, build, close, padding_mask, twin
+from tests.integrations.lifecycle_cases import fused, inputs, notes, valid
+from tests.integrations.model_cases import build, close, twin
 
 transformers = pytest.importorskip("transformers")
-
-
-def inputs() -> dict[str, Tensor]:
-    return batch(padding_mask("right"))
-
-
-def valid(model: nn.Module, call: dict[str, Tensor] | None = None) -> Tensor:
-    """The output at the tokens: the last hidden state, or the logits of a head."""
-    call = inputs() if call is None else call
-    output = model(**call)
-    result = output.logits if "logits" in output else output.last_hidden_state
-    return result[call["attention_mask"].bool()] if result.dim() == 3 else result
-
-
-def notes(model: Any) -> str:
-    return "\n".join(ctxfast.explain(model).notes)
-
-
-def fused(model: Any) -> bool:
-    return "2 of 2 layers fused" in notes(model) and "own code" not in notes(model)
 
 
 @pytest.fixture
@@ -239,38 +220,6 @@ def test_state_dicts_and_types_and_devices(pair: tuple[nn.Module, nn.Module]) ->
     close(valid(theirs).float(), valid(ctxfast.restore(theirs)).float(), 0.02)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(pair: tuple[nn.Module, nn.Module], reentrant: bool) -> None:
-    gradients = []
-    for model in pair:
-        model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
-        valid(model).square().sum().backward()
-        gradients.append([p.grad for n, p in model.named_parameters() if "pooler" not in n])
-    for ours, theirs in zip(*gradients, strict=True):
-        close(ours, theirs, 1e-4)
-    ours = build("bert", dropout=0.3).train()  # recomputed dropout draws the same mask
-    ctxfast.accelerate(ours)
-    results = []
-    for enable in (False, True):
-        ours.zero_grad()
-        if enable:
-            ours.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        torch.manual_seed(3)
-        valid(ours).square().sum().backward()
-        results.append(ours.encoder.layer[0].output.dense.weight.grad.clone())
-    close(*results, 1e-5)
-
-
-def test_autocast(pair: tuple[nn.Module, nn.Module]) -> None:
-    ours, theirs = pair
-    exact = valid(theirs)
-    for mode in (torch.enable_grad(), torch.no_grad()):
-        with mode, torch.autocast("cpu", torch.bfloat16):
-            got, want = valid(ours), valid(theirs)
-    assert got.dtype == want.dtype
-    assert (got - exact).abs().max() <= 2 * (want - exact).abs().max() + 1e-2
-
-
 def test_compile_ends_the_graph_and_goes_on(pair: tuple[nn.Module, nn.Module]) -> None:
     ours, theirs = pair
     head = build("bert", "ForSequenceClassification")
@@ -348,25 +297,6 @@ def test_resized_token_embeddings(pair: tuple[nn.Module, nn.Module]) -> None:
     close(valid(ours, call), valid(theirs, call))
 
 
-def test_train_evaluate_train(pair: tuple[nn.Module, nn.Module]) -> None:
-    histories = []
-    for model in pair:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-        history = []
-        for _ in range(3):
-            model.train()
-            loss = valid(model).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            model.eval()
-            with torch.no_grad():
-                history.append(valid(model).clone())
-        histories.append(history)
-    for ours, theirs in zip(*histories, strict=True):
-        close(ours, theirs, 1e-3)
-
-
 def test_writes_that_bypass_autograd_and_refresh(pair: tuple[nn.Module, nn.Module]) -> None:
     ours, theirs = pair
     with torch.no_grad():
@@ -379,20 +309,6 @@ def test_writes_that_bypass_autograd_and_refresh(pair: tuple[nn.Module, nn.Modul
         assert ctxfast.refresh(ours) is ours
         assert not ctxfast.explain(ours).packed_bytes
         close(valid(ours), valid(theirs))
-
-
-def test_frozen_lower_layers(pair: tuple[nn.Module, nn.Module]) -> None:
-    for model in pair:
-        model.train()
-        for module in (model.embeddings, model.encoder.layer[0]):
-            module.requires_grad_(False)
-        valid(model).square().sum().backward()
-    ours, theirs = pair
-    expected = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        assert (parameter.grad is None) == (expected[name].grad is None), name
-        if parameter.grad is not None:
-            close(parameter.grad, expected[name].grad, 1e-4)
 
 
 def test_four_threads_at_once(pair: tuple[nn.Module, nn.Module]) -> None:
@@ -415,19 +331,6 @@ def test_four_threads_at_once(pair: tuple[nn.Module, nn.Module]) -> None:
     for thread in threads:
         thread.join()
     assert not failures, failures
-
-
-def test_dropout_is_drawn_by_coordinates() -> None:
-    ours = ctxfast.accelerate(build("bert", dropout=0.3)).train()
-    call = inputs()
-    wide = {name: nn.functional.pad(x, (0, 4)) for name, x in call.items()}
-    results = []
-    for given in (call, call, wide):
-        torch.manual_seed(4)
-        results.append(valid(ours, given))
-    assert torch.equal(results[0], results[1])
-    close(results[2], results[0])
-    assert (valid(ours) - results[0]).abs().max() > 0.1
 
 
 def test_global_hooks_and_packed_arguments_run_the_stock_forward(
