@@ -93,10 +93,11 @@ class Embeddings:
                 padding_idx=word_padding,
             )
         else:
-            if embeds is None:
-                x = F.embedding(plan.pack(ids), word, word_padding)  # type: ignore[arg-type]
-            else:
-                x = plan.pack(embeds)
+            x = (
+                F.embedding(plan.pack(ids), word, word_padding)  # type: ignore[arg-type]
+                if embeds is None
+                else plan.pack(embeds)
+            )
             if self.token_type is not None:
                 x = x + F.embedding(types, token_type, self.token_type.padding_idx)  # type: ignore[arg-type]
             x = x + F.embedding(positions, position, position_padding)  # type: ignore[arg-type]

@@ -245,7 +245,7 @@ class _Run:
         last = plan.pad(states[-1]).to(self.dtype)
         leading = self._leading(last)
         hidden = None
-        if self.selected is not False and self.selected is not None:
+        if self.selected:
             hidden = [plan.pad(state).to(self.dtype) for state in states[:-1]] + [last]
             if not isinstance(self.selected, bool):
                 chosen = [self.selected] if isinstance(self.selected, int) else self.selected
@@ -268,7 +268,7 @@ class _Run:
             hidden = state.weights.linear(found.projection, hidden)
         if found.family.relative_bias:
             plan = self.plan = self._with_bias(hidden)
-        keep = self.selected is not False and self.selected is not None
+        keep = bool(self.selected)
         states, attentions = [hidden], []
         for module, layer in found.layers:
             if isinstance(layer, str):

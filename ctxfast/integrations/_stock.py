@@ -1,8 +1,8 @@
-"""Whether a module may be computed without being called: it, and all below it, do what their stock classes do and no more.
+"""Whether a module may be computed without being called: it does what its stock class does and no more.
 
-What a thorough inspection finds is kept with a `Certificate` of everything it looked at, which is compared at every call:
-the same modules of the same classes with the same parameters in the same places, the same hooks, the same forwards of
-instances. The comparison runs through C loops, so that it costs a small part of the shortest forward.
+What a thorough inspection finds is kept with a `Certificate` of everything it looked at, which is compared at every
+call: the same modules of the same classes with the same parameters in the same places, the same hooks, the same
+forwards of instances. The comparison runs through C loops, so that it costs a small part of the shortest forward.
 """
 
 from __future__ import annotations

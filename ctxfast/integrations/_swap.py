@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ctxfast.integrations._families import family_of
 from ctxfast.integrations._stock import Certificate
 from ctxfast.integrations._weights import PackedWeights
 
@@ -72,6 +73,25 @@ class _Accelerated:
     """What every accelerated class has before its stock class."""
 
     _ctxfast_stock: type[nn.Module]
+    _ctxfast_encodes: bool
+
+    @property
+    def packed_bytes(self: Any) -> int:
+        """Bytes that packed weights hold now."""
+        return state_of(self).weights.nbytes
+
+    @property
+    def last_padding(self: Any) -> float | None:
+        """The share of padding in the last call, None before the first."""
+        return state_of(self).last_padding
+
+    def ctxfast_notes(self: Any, name: str) -> list[str]:
+        """What `ctxfast.explain` says of this module, which has this name in its model."""
+        if not self._ctxfast_encodes:
+            return []
+        from ctxfast.integrations._notes import encoder_notes
+
+        return encoder_notes(self, name)
 
     def train(self: Any, mode: bool = True) -> Any:
         if mode:
@@ -127,6 +147,7 @@ def accelerated_class(stock: type[nn.Module], forward: Any) -> type[nn.Module]:
         "__doc__": stock.__doc__,
         "forward": replaced,
         "_ctxfast_stock": stock,
+        "_ctxfast_encodes": family_of(stock) is not None,
         "_ctxfast_parameters": _names(stock.forward),
     }
     return type(stock.__name__, (_Accelerated, stock), namespace)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import pytest
@@ -86,9 +85,8 @@ def build(family: str, head: str = "Model", *, dropout: float = 0.0, **fields: A
     cls = getattr(transformers, f"{prefix}{head}", None)
     if cls is None:
         pytest.skip(f"there is no {prefix}{head}")
-    config = cls.config_class(
-        **{**sizes, "num_labels": 3 if "Question" not in head else 2, **fields}
-    )
+    labels = 2 if head in ("ForQuestionAnswering", "ForPreTraining") else 3
+    config = cls.config_class(**{**sizes, "num_labels": labels, **fields})
     for name in _DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, dropout)
@@ -152,19 +150,38 @@ def positions_of(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.arange(ids.shape[1]).expand(ids.shape)
 
 
-def alone(model: nn.Module, inputs: dict[str, Tensor], **options: Any) -> list[Any]:
-    """What the model gives for each sentence alone: its tokens without padding, at the positions they have."""
+def alone(model: nn.Module, inputs: dict[str, Tensor], **options: Any) -> list[tuple[Tensor, Any]]:
+    """What the model gives for each sentence alone: its tokens without padding, at the positions they have.
+
+    MPNet measures distances in columns, so there the columns between the first and the last token stay.
+    """
     mask = inputs["attention_mask"].bool()
     extra = {"position_ids": positions_of(model, inputs["input_ids"])}
     if "token_type_ids" in inputs:
         extra["token_type_ids"] = inputs["token_type_ids"]
     outputs = []
     for row in range(len(mask)):
-        keep = mask[row]
+        keep = mask[row].clone()
+        if model.config.model_type == "mpnet":
+            columns = keep.nonzero()
+            keep[int(columns[0]) : int(columns[-1]) + 1] = True
         call = {name: x[row : row + 1, keep] for name, x in extra.items()}
-        outputs.append(model(input_ids=inputs["input_ids"][row : row + 1, keep], **call, **options))
+        call["input_ids"] = inputs["input_ids"][row : row + 1, keep]
+        call["attention_mask"] = mask[row : row + 1, keep].long()
+        outputs.append((mask[row, keep], model(**call, **options)))
     return outputs
 
 
-def accepts(model: nn.Module, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
+def assemble(rows: list[tuple[Tensor, Tensor]], mask: Tensor) -> Tensor:
+    """[B, S, ...] from what belongs to the tokens of each sentence alone; zero in padding."""
+    result = rows[0][1].new_zeros(*mask.shape, *rows[0][1].shape[1:])
+    pieces = torch.cat([values[kept] for kept, values in rows])
+    return result.index_put((mask,), pieces)
+
+
+def close(result: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    """Equal within tolerance, relative to the largest expected value where that is above 1."""
+    assert result.shape == expected.shape
+    scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
+    error = (result - expected).abs().max().item() if expected.numel() else 0.0
+    assert error <= tolerance * scale, f"error {error:.2e} at scale {scale:.2e}"
