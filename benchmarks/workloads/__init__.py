@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, bert_pretraining, operators, scaling
-from . import bert, elmo, lstm, operators
+from . import bert, bert_pretraining, elmo, lstm, operators, scaling
 
 SIZES = ("tiny", "base", "large")
 
