@@ -107,9 +107,9 @@ struct Attend {
       pack_rows<Storage>(query, common.query_stride[2], rows, depth, work.queries);
     }
 
-    const ScoreTile<Storage> scores_tile = {
-        queries, work.keys + from * words, query_row, words, summed_words(columns), work.scores,
-        block};
+    const ScoreTile<Storage> scores_tile = {queries, work.keys + from * words, query_row,
+                                            words,   summed_words(columns),    work.scores,
+                                            block};
     for_each_tile(rows, columns / kLanes<T>, scores_tile);
 
     const int64_t slot =
