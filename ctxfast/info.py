@@ -184,7 +184,8 @@ def _sample_calls(device: str) -> dict[str, Callable[[], Any]]:
         "char_cnn": lambda: ops.char_cnn(
             ids.view(2, 8), table, [randn(64, 64, 3)], [vector], "relu"
         ),
-        "highway": lambda: ops.highway(rows, randn(128, 64), randn(128)),
+        "highway_gate": lambda: torch.ops.ctxfast.highway_gate(randn(4, 16), randn(4, 8)),
+        "lstm": lambda: ops.lstm(randn(2, 3, 8), randn(64, 8), randn(64, 16))[0],
         "scalar_mix": lambda: ops.scalar_mix(randn(3, 4, 8), randn(3), randn(1)),
         "linear": lambda: ops.linear(rows, square, vector, activation="gelu"),
         "add_layer_norm": lambda: ops.add_layer_norm(rows, rows, vector, vector, 1e-12),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ class LstmCellWithProjection(PackedModule):
         return None
 
     @property
-    def bounds(self) -> dict[str, float | None]:
+    def bounds(self) -> dict[str, Any]:
         """cell_clip and proj_clip of `ops.lstm`; AllenNLP's 0 is no bound."""
         projected = self.state_projection is not None
         return {

@@ -161,7 +161,7 @@ class Elmo(nn.Module):
 
     def _padded(self, layers: Tensor) -> Tensor:
         """Layers that were not computed as zeros: their weight is zero."""
-        missing = self._elmo_lstm.num_layers - layers.shape[0]  # type: ignore[operator]
+        missing = self._bilm().num_layers - layers.shape[0]
         if not missing:
             return layers
         return torch.cat((layers, layers.new_zeros(1, 1, 1, 1).expand(missing, *layers.shape[1:])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,13 +150,13 @@ class ElmoLstm(StatefulModule):
         forward, backward = self.cells(layer)
         weight_dtype = None if torch.is_grad_enabled() else self.weight_dtype
         packed = tuple(cell.packed_recurrent(first, weight_dtype) for cell in (forward, backward))
-        weights = tuple(zip(forward.weights, backward.weights, strict=True))
+        weights: Any = tuple(zip(forward.weights, backward.weights, strict=True))
         return ops.bilstm(
             inputs,
             weights[0],
             weights[1],
             weights[2],
-            None if weights[3][0] is None else weights[3],  # type: ignore[arg-type]
+            None if weights[3][0] is None else weights[3],
             lengths=lengths,
             initial_state=state,
             residual=residual,

@@ -63,11 +63,13 @@ def train(
     tagger: Tagger, sentences: Sequence[Sentence], epochs: int = 3, rate: float = 2e-3
 ) -> None:
     """Adam on what is not frozen; L2 0.001 on the mix, as the authors advise."""
-    mix, rest = [], []
+    mix: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in tagger.named_parameters():
         if parameter.requires_grad:
             (mix if "scalar_parameters" in name else rest).append(parameter)
-    optimiser = torch.optim.Adam([{"params": rest}, {"params": mix, "weight_decay": 1e-3}], rate)
+    groups = [{"params": rest}, {"params": mix, "weight_decay": 1e-3}]
+    optimiser = torch.optim.Adam(groups, rate)  # type: ignore[arg-type]
     for epoch in range(epochs):
         tagger.train()
         losses = []

@@ -134,7 +134,7 @@ def neighbours(
     x = unit(np.stack([v[0, 0] for v in vectors]))
     similarity = x[: len(words)] @ x[len(words) :].T
     order = np.argsort(-similarity, 1)[:, :3]
-    return {w: [vocabulary[j] for j in row] for w, row in zip(words, order, strict=True)}
+    return {w: [vocabulary[int(j)] for j in row] for w, row in zip(words, order, strict=True)}
 
 
 def draw(

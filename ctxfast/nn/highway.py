@@ -30,14 +30,14 @@ class Highway(nn.Module):
             PackedLinear(input_dim, 2 * input_dim) for _ in range(num_layers)
         )
         self._activation = activation
-        for layer in self._layers:
+        for layer in self._linears():
             if not layer.bias.is_meta:
                 nn.init.ones_(layer.bias.data[input_dim:])
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., input_dim] -> [..., input_dim]."""
         x = inputs
-        for layer in self._layers:
+        for layer in self._linears():
             if self._is_relu() and is_fusable(layer):
                 copy = layer.packed_weight([layer], x)
                 packed = None if copy is None else copy.weight
@@ -47,6 +47,9 @@ class Highway(nn.Module):
                 gate = torch.sigmoid(carry)
                 x = gate * x + (1 - gate) * self._activation(transform)
         return x
+
+    def _linears(self) -> list[PackedLinear]:
+        return list(self._layers)  # type: ignore[arg-type]
 
     def _is_relu(self) -> bool:
         activation = self._activation
