@@ -155,8 +155,8 @@ struct Forward {
       for_row_tiles(rows, [&](auto count, int64_t first) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
-        W::template multiply<kRows, kGates>(h + first * state_stride, state_stride, weights,
-                                            kGates * kWidth, kWidth, layout.words[0], sum);
+        multiply_in_pieces<W, kRows, kGates>(h + first * state_stride, state_stride, weights,
+                                             kGates * kWidth, kWidth, layout.words[0], sum);
         for (int r = 0; r < kRows; ++r)
           finish_cell(sum[r], scales + block * kGates * kWidth, first + r, step, block * kWidth);
       });

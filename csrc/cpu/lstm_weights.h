@@ -180,6 +180,26 @@ CTXFAST_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   }
 }
 
+// A sum over a long depth is made of sums over pieces of this many elements, whose rounding errors
+// do not grow with the depth.
+constexpr int64_t kSumPiece = 128;
+
+// sum[r][c] += sum_k a[r, k] b[k, c]. The order of the additions depends on the depth alone.
+template <typename W, int kRows, int kColumns>
+CTXFAST_INLINE void multiply_in_pieces(const typename W::Compute* a, int64_t lda,
+                                       const typename W::Word* b, int64_t ldb, int64_t next_column,
+                                       int64_t words,
+                                       Vec<typename W::Compute> (&sum)[kRows][kColumns]) {
+  constexpr int64_t piece = kSumPiece / W::kPack;
+  for (int64_t k = 0; k < words; k += piece) {
+    Vec<typename W::Compute> part[kRows][kColumns] = {};
+    W::template multiply<kRows, kColumns>(a + k * W::kPack, lda, b + k * ldb, ldb, next_column,
+                                          words - k < piece ? words - k : piece, part);
+    for (int r = 0; r < kRows; ++r)
+      for (int c = 0; c < kColumns; ++c) sum[r][c] += part[r][c];
+  }
+}
+
 // Elements along the depth of a vectors panel that are multiplied before the next rows: what stays
 // in the first two cache levels.
 constexpr int64_t kDepthPiece = 512;
@@ -208,9 +228,9 @@ CTXFAST_INLINE void multiply_vectors(const typename W::Compute* a, int64_t lda,
           for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kColumns; ++v)
               sum[r][v] = k == 0 ? Vec<T>{} : load(out + r * ldc + v * lanes);
-          W::template multiply<kRows, kColumns>(a + row * lda + k * W::kPack, lda,
-                                                column + k * lanes, lanes, words * lanes, part,
-                                                sum);
+          multiply_in_pieces<W, kRows, kColumns>(a + row * lda + k * W::kPack, lda,
+                                                 column + k * lanes, lanes, words * lanes, part,
+                                                 sum);
           for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kColumns; ++v) store(out + r * ldc + v * lanes, sum[r][v]);
         };

@@ -115,7 +115,7 @@ class LSTM(PackedModule, nn.LSTM):
 
     def forward(  # type: ignore[override]
         self, input: Tensor | PackedSequence, hx: State | None = None
-    ) -> tuple[Tensor | PackedSequence, State]:
+    ) -> tuple[Any, State]:
         """Arguments and results of torch.nn.LSTM.forward."""
         data = input.data if isinstance(input, PackedSequence) else input
         directions = 2 if self.bidirectional else 1
@@ -135,10 +135,10 @@ class LSTM(PackedModule, nn.LSTM):
         if hx is not None and not batched:
             hx = self._batched_state(hx)
         elif hx is not None:
-            for name, state in zip(("hx", "cx"), hx, strict=True):
-                if state.dim() != 3:
+            for name, part in zip(("hx", "cx"), hx, strict=True):
+                if part.dim() != 3:
                     raise RuntimeError(
-                        f"For batched 3-D input, hx and cx should also be 3-D but got {name} of {state.dim()}-D"
+                        f"For batched 3-D input, hx and cx should also be 3-D but got {name} of {part.dim()}-D"
                     )
         self.check_forward_args(x, self._state(hx, x), None)  # type: ignore[arg-type]
         sequence = x if self.batch_first else x.transpose(0, 1)
@@ -207,8 +207,7 @@ class LSTM(PackedModule, nn.LSTM):
             packed = None if copy is None else copy.tensors[rows]
             x, h, c = self._layer(x, weights[rows], own, lengths, packed, weight_dtype)
             states.append((h, c.to(h.dtype)))
-        h, c = zip(*states, strict=True)
-        return x, (torch.cat(h), torch.cat(c))
+        return x, (torch.cat([h for h, _ in states]), torch.cat([c for _, c in states]))
 
     def _layer(
         self,

@@ -182,6 +182,12 @@ def test_number_of_threads_and_runs_change_no_bit(projected):
         )
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_long_sums_are_as_exact_as_those_of_the_library(batch):
+    """The depths of ELMo: 512 features, and a projection of 2048 cells."""
+    assert_like_float64(tensors(batch, 3, 64, 2048, 512))
+
+
 def test_two_directions_at_once_are_two_calls():
     first, second = tensors(4, 5, 6, 21, 9), tensors(4, 5, 6, 21, 9)
     lengths = torch.tensor([5, 0, 3, 5])
