@@ -145,7 +145,8 @@ class BertSelfAttention(PackedModule):
         if selection is not None and plan.takes_queries(selection, dropout_p):
             return self._attend_selected(hidden, plan, selection, dropout_p), None
         projected = stacked_linear(self, (parts["query"], parts["key"], parts["value"]), hidden)
-        output, weights = plan.attend(*map(self._heads, projected), dropout_p)
+        query, key, value = map(self._heads, projected)
+        output, weights = plan.attend(query, key, value, dropout_p)
         output = output.reshape(hidden.shape)
         return output if selection is None else selection.take(output), weights
 

@@ -58,7 +58,7 @@ class BertPreTrainedModel(nn.Module):
         refresh(self)
 
     @property
-    def base_model(self) -> nn.Module:
+    def base_model(self) -> Any:
         """The model without its head."""
         return getattr(self, self.base_model_prefix, self)
 

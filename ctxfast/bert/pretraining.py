@@ -100,11 +100,12 @@ class BertForMaskedLM(_WordPredictor):
             self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         )
         packed_labels = self._labels(labels, inputs)
-        sparse = self._is_sparse(packed_labels)
-        selection = Selection.where(packed_labels != IGNORED, inputs.batch) if sparse else None
+        selection = None
+        if packed_labels is not None and self._is_sparse(packed_labels):
+            selection = Selection.where(packed_labels.ne(IGNORED), inputs.batch)
         states = self.bert.encode(inputs, output_hidden_states, output_attentions, selection)
         head, logits = self.cls.predictions, None
-        if selection is not None:
+        if selection is not None and packed_labels is not None:
             loss = head.loss(states.last, packed_labels[selection.tokens])
         else:
             logits, loss = _predict(head, states.last, packed_labels, states.batch)
@@ -148,18 +149,17 @@ class BertForPreTraining(_WordPredictor):
         )
         batch = inputs.batch
         packed_labels = self._labels(labels, inputs) if next_sentence_label is not None else None
-        sparse = self._is_sparse(packed_labels)
         selection = None
-        if sparse:
-            selection = Selection.where((packed_labels != IGNORED) | (batch.positions == 0), batch)
+        if packed_labels is not None and self._is_sparse(packed_labels):
+            selection = Selection.where(packed_labels.ne(IGNORED) | (batch.positions == 0), batch)
         states = self.bert.encode(inputs, output_hidden_states, output_attentions, selection)
         relationship = self.cls.seq_relationship(self.bert.pool(states))
         head, logits = self.cls.predictions, None
-        if selection is not None:
+        if selection is not None and packed_labels is not None:
             loss = head.loss(states.last, packed_labels[selection.tokens])
         else:
             logits, loss = _predict(head, states.last, packed_labels, batch)
-        if loss is not None:
+        if loss is not None and next_sentence_label is not None:
             following = sequence_labels(
                 type(self).__name__, "next_sentence_label", next_sentence_label, len(relationship)
             )

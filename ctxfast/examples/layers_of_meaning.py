@@ -87,7 +87,7 @@ def sense_score(x: np.ndarray, labels: Sequence[str]) -> float:
     np.fill_diagonal(similarity, -2.0)
     right = 0.0
     for i, row in enumerate(similarity):
-        nearest = np.flatnonzero(row >= row.max() - 1e-6)
+        nearest = np.flatnonzero(row >= row.max() - 1e-6).tolist()
         right += float(np.mean([labels[j] == labels[i] for j in nearest if j != i]))
     return right / len(labels)
 

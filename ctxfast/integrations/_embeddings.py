@@ -29,11 +29,11 @@ class Embeddings:
     """Tables and norm of an input layer that nobody has tampered with."""
 
     module: nn.Module
-    word: nn.Module
-    position: nn.Module
-    token_type: nn.Module | None
+    word: nn.Embedding
+    position: nn.Embedding
+    token_type: nn.Embedding | None
     norm: nn.Module
-    dropout: nn.Module
+    dropout: nn.Dropout
 
     @classmethod
     def of(cls, family: Family, module: nn.Module | None) -> Embeddings:
@@ -59,7 +59,7 @@ class Embeddings:
             module,
             parts["word_embeddings"],  # type: ignore[arg-type]
             parts["position_embeddings"],  # type: ignore[arg-type]
-            parts.get("token_type_embeddings"),
+            parts.get("token_type_embeddings"),  # type: ignore[arg-type]
             parts["LayerNorm"],  # type: ignore[arg-type]
             parts["dropout"],  # type: ignore[arg-type]
         )
@@ -118,7 +118,7 @@ class Embeddings:
         columns = torch.arange(size[1], device=device)
         if family.positions == "grid":
             return columns.expand(size)
-        padding = self.module.padding_idx
+        padding: Any = self.module.padding_idx
         if ids is None:
             return (columns + padding + 1).expand(size)
         real = ids.ne(padding)

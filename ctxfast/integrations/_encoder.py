@@ -122,10 +122,10 @@ def _spine(family: Family, model: nn.Module) -> tuple[list[nn.Module], nn.Module
     children = list(stack._modules.values())
     if family.name != "albert":
         return children, projection  # type: ignore[return-value]
-    config = encoder.config
+    config: Any = encoder.config
     layers: list[nn.Module] = []
-    for index in range(config.num_hidden_layers):  # type: ignore[union-attr]
-        group = children[int(index / (config.num_hidden_layers / config.num_hidden_groups))]  # type: ignore[union-attr]
+    for index in range(config.num_hidden_layers):
+        group = children[int(index / (config.num_hidden_layers / config.num_hidden_groups))]
         require_class("a layer group", group, family.stock("AlbertLayerGroup"))
         require_plain("a layer group", group)  # type: ignore[arg-type]
         layers += group.albert_layers  # type: ignore[union-attr,arg-type]
@@ -244,9 +244,9 @@ class _Run:
         plan, batch = self.plan, self.plan.batch
         last = plan.pad(states[-1]).to(self.dtype)
         leading = self._leading(last)
-        hidden = None
+        hidden: list[Tensor | None] | None = None
         if self.selected:
-            hidden = [plan.pad(state).to(self.dtype) for state in states[:-1]] + [last]
+            hidden = [*(plan.pad(state).to(self.dtype) for state in states[:-1]), last]
             if not isinstance(self.selected, bool):
                 chosen = [self.selected] if isinstance(self.selected, int) else self.selected
                 places = {i % len(hidden) for i in chosen if -len(hidden) <= i < len(hidden)}
@@ -275,9 +275,10 @@ class _Run:
                 hidden = self._own_code(module, hidden)
                 weights = None
             else:
-                run = functools.partial(layer, plan=plan, weights=state.weights)
+                run: Any = functools.partial(layer, plan=plan, weights=state.weights)
                 if module.training and module.__dict__.get("gradient_checkpointing", False):
-                    run = functools.partial(module._gradient_checkpointing_func, run)  # type: ignore[operator]
+                    checkpoint: Any = module._gradient_checkpointing_func
+                    run = functools.partial(checkpoint, run)
                 hidden, weights = run(hidden)
             if keep:
                 states.append(hidden)

@@ -80,8 +80,8 @@ class Layer:
         for path in table.linears():
             linear = submodule(layer, path)
             if linear is not None and is_adapter(linear):
-                for name, part in linear.named_modules(prefix=path):
-                    require_plain(name, part)
+                for name, inner in linear.named_modules(prefix=path):
+                    require_plain(name, inner)
                 continue
             require_class(path, linear, nn.Linear)
             require_plain(path, linear)  # type: ignore[arg-type]

@@ -166,7 +166,7 @@ def is_accelerated(module: nn.Module) -> bool:
 def swap(module: nn.Module, forward: Any, options: Options) -> None:
     """Gives `module` the accelerated class that runs `forward`, or new options where it has it."""
     if not is_accelerated(module):
-        module.__class__ = accelerated_class(type(module), forward)
+        module.__class__ = accelerated_class(type(module), forward)  # type: ignore[arg-type]
     module.__dict__[STATE] = State(module, options)
 
 
