@@ -15,6 +15,7 @@ from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_
 from .padded import Forward, variants
 
 NAME = "transformers"
+DEVICES = ("cpu", "cuda")
 
 
 def version() -> str:
@@ -51,7 +52,7 @@ def load(inputs: BertInputs, dtype: str, attention: str) -> Any:
             add_pooling_layer=False,
             local_files_only=True,
         )
-    return model.eval()
+    return model.to(inputs.device).eval()
 
 
 def bert(case: Case) -> Iterator[Candidate]:
