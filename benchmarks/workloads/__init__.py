@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, bert_pretraining, elmo, lstm, operators, scaling
+from . import accelerate, bert, bert_pretraining, elmo, lstm, operators, scaling
 
 SIZES = ("tiny", "base", "large")
 
@@ -36,6 +36,11 @@ WORKLOADS = {
             "bert-pretraining",
             "a pretraining step of BERT, optimizer included, on 16 messages",
             bert_pretraining.pretraining,
+        ),
+        Workload(
+            "accelerate",
+            "other people's models: text to vectors, a batch, a sentence, fine-tuning",
+            accelerate.accelerate,
         ),
         Workload("attention", "attention, dense and on packed batches", operators.attention, SIZES),
         Workload("bert-inference", "BERT on batches of 32 messages of real length", bert.inference),
