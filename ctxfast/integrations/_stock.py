@@ -49,7 +49,7 @@ def own_forward(module: nn.Module) -> Any:
 
     Whoever wraps `forward` and undoes it, as offload hooks do, leaves the class's own method behind: no change.
     """
-    found = module.__dict__.get("forward")
+    found: Any = module.__dict__.get("forward")
     its_own = getattr(found, "__self__", None) is module
     return None if its_own and found.__func__ is type(module).forward else found
 

@@ -168,7 +168,7 @@ def swap(module: nn.Module, forward: Any, options: Options) -> None:
     """Gives `module` the accelerated class that runs `forward`, or new options where it has it."""
     if not is_accelerated(module):
         stock = type(module)
-        module.__class__ = accelerated_class(stock, forward)  # type: ignore[assignment]
+        module.__class__ = accelerated_class(stock, forward)  # type: ignore[assignment, arg-type]
         _rebind(module, stock.forward)
     module.__dict__[STATE] = State(module, options)
 
@@ -184,7 +184,7 @@ def swap_back(module: nn.Module) -> None:
 def _rebind(module: nn.Module, forward: Any) -> None:
     """Points methods that an offload hook keeps on the instance from `forward` to the class's present one."""
     for name in ("forward", "_old_forward"):
-        held = module.__dict__.get(name)
+        held: Any = module.__dict__.get(name)
         if getattr(held, "__self__", None) is module and held.__func__ is forward:
             module.__dict__[name] = MethodType(type(module).forward, module)
 
