@@ -17,6 +17,7 @@ from ..case import BadOption, Candidate, Case, Unavailable
 
 _MODULES = {
     "ctxfast": "own",
+    "ctxfast.bert": "own_class",
     "eager": "eager",
     "torch": "torch_ops",
     "transformers": "huggingface",

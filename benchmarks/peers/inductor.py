@@ -52,6 +52,22 @@ def bert(case: Case) -> Iterator[Candidate]:
         )
 
 
+def text_vectors(case: Case) -> Iterator[Candidate]:
+    """`SentenceTransformer.compile(dynamic=True)`, as its documentation advises for texts."""
+    from . import sentences
+
+    inputs = case.inputs
+    model = sentences.load_model(inputs)
+    model.compile(dynamic=True)
+
+    def run() -> Tensor:
+        # Outside inference mode, whose tensors would be compiled for a second time.
+        with torch.inference_mode(False), torch.no_grad():
+            return inputs.encode(model)
+
+    yield Candidate(NAME, NAME, "float32", run=run, result=lambda x: x, layout="padded")
+
+
 def _forward(model: Any) -> Forward:
     from torch._inductor import config
 

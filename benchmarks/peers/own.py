@@ -17,6 +17,7 @@ from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
+from .accelerated import accelerated_bert, fine_tuning, text_vectors  # noqa: F401
 
 NAME = "ctxfast"
 DEVICES = ("cpu", "cuda")

@@ -9,6 +9,8 @@ import torch
 
 from ..case import CPU, BadOption, Case
 from . import bert, bert_pretraining, elmo, lstm, operators, scaling
+from ..case import BadOption, Case
+from . import accelerate, bert, bert_pretraining, elmo, lstm, operators, scaling
 
 SIZES = ("tiny", "base", "large")
 
@@ -41,6 +43,11 @@ WORKLOADS = {
             "a pretraining step of BERT, optimizer included, on 16 messages",
             bert_pretraining.pretraining,
             gpu=False,
+        ),
+        Workload(
+            "accelerate",
+            "other people's models: text to vectors, a batch, a sentence, fine-tuning",
+            accelerate.accelerate,
         ),
         Workload("attention", "attention, dense and on packed batches", operators.attention, SIZES),
         Workload("elmo-inference", "ELMo on 32 messages and on one sentence", elmo.inference),

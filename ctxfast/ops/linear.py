@@ -82,7 +82,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             approximate = "tanh" if ctx.activation == "gelu_tanh" else "none"
             pre_activation_grad = torch.ops.aten.gelu_backward(grad, z, approximate=approximate)
     rows = pre_activation_grad.reshape(-1, weight.shape[0])
-    dinput, dweight, dbias = _linear_backward(rows, input.reshape(-1, weight.shape[1]), weight)
+    if any(ctx.needs_input_grad[1:3]):
+        dinput, dweight, dbias = _linear_backward(rows, input.reshape(-1, weight.shape[1]), weight)
+    else:  # frozen, as under adapters: one product instead of two
+        dinput, dweight, dbias = _linear(rows, weight.t(), None, "none", None, None), None, None
     return (
         dinput.view(input.shape),
         dweight,
