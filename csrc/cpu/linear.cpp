@@ -40,7 +40,7 @@ struct Wide {
 
 constexpr int64_t kTallRows = 32;          // from more rows on, wide tiles are faster
 constexpr int64_t kRowBlock = 48;          // whose sums stay in the first cache level
-constexpr int64_t kDepthPiece = 768;       // of two panels, which stay in the second
+constexpr int64_t kDepthPiece = 256;       // rounding errors of a sum do not grow beyond it
 constexpr int64_t kPrefetchDistance = 16;  // in steps of the depth: 2 KiB of a panel
 
 // sums[r][c] = or += A [kRows, depth] B, B the vectors from b on: kPanelVectors in one panel, the

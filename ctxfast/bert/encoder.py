@@ -281,12 +281,11 @@ class BertLayer(nn.Module):
 
     def fused(self, hidden: Tensor) -> EncoderLayer | None:
         """The layer as one native call on states like `hidden`, or None where its parts have to be called."""
-        attention, feed_forward, second = (
-            self._modules[name] for name in ("attention", "intermediate", "output")
-        )
-        attend, first = (submodules(attention)[name] for name in ("self", "output"))  # type: ignore[arg-type]
+        own = submodules(self)
+        attention, feed_forward, second = own["attention"], own["intermediate"], own["output"]
+        attend, first = (submodules(attention)[name] for name in ("self", "output"))
         parts = (self, attention, attend, first, feed_forward, second)
-        if not all(map(is_stock, parts, _PARTS)) or feed_forward.activation is not None:  # type: ignore[arg-type,union-attr]
+        if not all(map(is_stock, parts, _PARTS)) or feed_forward.activation is not None:
             return None
         inputs, first_parts, second_parts = attend._modules, first._modules, second._modules
         stacked = (inputs["query"], inputs["key"], inputs["value"])
@@ -335,9 +334,9 @@ class BertEncoder(nn.Module):
         """Whether the packed weights of a call that begins now serve every number of rows alike."""
         if not len(self.layer):
             return True
-        attention = self.layer[0].attention.self
-        weight = attention.query.weight
-        return attention.pack and not attention.training and takes_any_rows(weight)
+        attention: Any = self.layer[0].attention.self  # type: ignore[union-attr]
+        parameter = next(attention.parameters())
+        return bool(attention.pack and not attention.training and takes_any_rows(parameter))
 
     def forward(
         self,
@@ -380,7 +379,8 @@ class BertEncoder(nn.Module):
         fused: list[EncoderLayer] = []
         if plan.output_attentions or plan.attn_mask is not None or count < 1:
             return fused
-        if not encoder_layer_serves(hidden, self.layer[0].attention.self.num_attention_heads):
+        first: Any = self.layer[0].attention.self  # type: ignore[union-attr]
+        if not encoder_layer_serves(hidden, first.num_attention_heads):
             return fused
         for layer in islice(self.layer, count):
             call = layer.fused(hidden) if type(layer) is BertLayer else None

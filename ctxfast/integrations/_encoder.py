@@ -295,7 +295,7 @@ class _Run:
 
     def _fused(self, hidden: Tensor) -> list[EncoderLayer]:
         """All layers as native calls, or nothing where one of them has to be called by its parts."""
-        plan, fused = self.plan, []
+        plan, fused = self.plan, list[EncoderLayer]()
         if plan.padded or plan.bias is not None:
             return []
         for _, layer in self.found.layers:

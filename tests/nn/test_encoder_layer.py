@@ -86,7 +86,7 @@ def test_a_head_needs_the_last_layer_in_parts(calls: list[Tensor]) -> None:
 
 
 def hook(bert: BertModel) -> None:
-    bert.encoder.layer[1].output.dense.register_forward_hook(lambda m, args, output: output + 1)
+    bert.encoder.layer[1].output.dense.register_forward_hook(lambda m, args, output: output * 2)
 
 
 def hook_a_layer(bert: BertModel) -> None:
@@ -100,7 +100,7 @@ def wrap(bert: BertModel) -> None:
             self.base = base
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.base(x) + 1
+            return self.base(x) * 2
 
     own = bert.encoder.layer[0].attention.self
     own.query = Adapter(own.query)
@@ -157,7 +157,7 @@ def test_written_weights_are_seen(calls: list[Tensor]) -> None:
     with torch.no_grad():
         for _ in range(2):
             for parameter in bert.encoder.parameters():
-                parameter.mul_(1.5)
+                parameter.mul_(1.1)
             with ops.use_backend("reference"):
                 expected = bert(*inputs).last_hidden_state
             assert (bert(*inputs).last_hidden_state - expected).abs().max() < 1e-4
