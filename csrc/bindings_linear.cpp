@@ -1,4 +1,4 @@
-// What surrounds the matrix products of the GEMM library: losses.
+// Linear layers and their losses.
 #include "bindings.h"
 #include "dispatch.h"
 
@@ -24,8 +24,34 @@ py::object cross_entropy(int dtype, uintptr_t logits, uintptr_t labels, uintptr_
   return to_python(status);
 }
 
+py::object linear(uintptr_t input, int64_t input_stride, uintptr_t panels, uintptr_t bias,
+                  uintptr_t residual, int64_t residual_stride, uintptr_t output, int64_t rows,
+                  int64_t depth, int64_t columns, int activation, int threads) {
+  const LinearArgs args = {address<const float>(input),
+                           input_stride,
+                           address<const float>(panels),
+                           address<const float>(bias),
+                           address<const float>(residual),
+                           residual_stride,
+                           address<float>(output),
+                           rows,
+                           depth,
+                           columns,
+                           Activation(activation),
+                           threads};
+  Status status;
+  {
+    py::gil_scoped_release released;
+    status = kernels().linear(args);
+  }
+  return to_python(status);
+}
+
 }  // namespace
 
-void bind_linear(py::module_& m) { m.def("cross_entropy", &cross_entropy); }
+void bind_linear(py::module_& m) {
+  m.def("cross_entropy", &cross_entropy);
+  m.def("linear", &linear);
+}
 
 }  // namespace ctxfast

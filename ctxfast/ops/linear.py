@@ -1,4 +1,4 @@
-"""Linear layers with a fused epilogue: the GEMM library of the platform, our epilogues."""
+"""Linear layers with a fused epilogue: csrc on packed float32 weights, else the GEMM library of the platform."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _onednn
+from ctxfast.ops import _native_linear, _onednn
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import (
@@ -38,6 +38,7 @@ def _fake_backward(grad, input, weight):
 
 linear_operator = Operator(
     "linear",
+    Implementation("native", _native_linear.linear, _native_linear.linear_refuses),
     Implementation("onednn", _onednn.linear, _onednn.linear_refuses),
     Implementation("reference", _reference, never),
 )
@@ -119,8 +120,8 @@ def linear(
 
     input:  [..., K] and weight [N, K], of one floating dtype;  bias: [N];  residual: [..., N]
     activation: None, "gelu" (exact, with erf), "gelu_tanh" or "tanh"
-    packed: a copy of weight in the layout of the GEMM library, from `ctxfast.nn.PackedLinear`; inference only. The
-            caller vouches that it holds the values of weight
+    packed: a copy of weight in the layout of csrc or of the GEMM library, from `ctxfast.nn.PackedLinear`; inference
+            only. The caller vouches that it holds the values of weight
 
     Returns [..., N]. With gradients the activation runs on its own, so that its input is kept and not recomputed.
     Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or name.
