@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from ..case import CPU, BadOption, Case
-from . import bert, bert_pretraining, elmo, lstm, operators, scaling
-from ..case import BadOption, Case
 from . import accelerate, bert, bert_pretraining, elmo, lstm, operators, scaling
 
 SIZES = ("tiny", "base", "large")
