@@ -29,6 +29,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_char_cnn(m);
   bind_linear(m);
   bind_lstm(m);
+  bind_matrix_product(m);
 }
 
 }  // namespace ctxfast

@@ -24,5 +24,6 @@ void bind_char_cnn(py::module_& m);
 void bind_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_lstm(py::module_& m);
+void bind_matrix_product(py::module_& m);
 
 }  // namespace ctxfast
