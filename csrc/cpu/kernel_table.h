@@ -8,6 +8,7 @@
 #include "cpu/layer_norm.h"
 #include "cpu/linear.h"
 #include "cpu/lstm.h"
+#include "cpu/matrix_product.h"
 
 // clang-format off: one operator a line.
 #define CTXFAST_CPU_OPERATORS(apply) \
@@ -26,6 +27,7 @@
   apply(lstm_backward, LstmBackwardArgs) \
   apply(lstm_forward, LstmForwardArgs) \
   apply(lstm_pack, LstmPackArgs) \
+  apply(matrix_product, MatrixProductArgs) \
   apply(weighted_sum, WeightedSumArgs)
 // clang-format on
 

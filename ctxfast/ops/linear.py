@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _native_linear, _onednn
+from ctxfast.ops import _native_linear, _native_matrix_product, _onednn
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import (
@@ -36,6 +36,11 @@ def _fake_backward(grad, input, weight):
     )
 
 
+def _native_backward(grad, input, weight):
+    dinput = _native_matrix_product.product(grad, weight)
+    return dinput, *_native_matrix_product.product_and_row_sums(grad.t(), input)
+
+
 linear_operator = Operator(
     "linear",
     Implementation("native", _native_linear.linear, _native_linear.linear_refuses),
@@ -44,6 +49,7 @@ linear_operator = Operator(
 )
 linear_backward_operator = Operator(
     "linear_backward",
+    Implementation("native", _native_backward, _native_matrix_product.refuses),
     Implementation("onednn", _onednn.linear_backward, _onednn.linear_backward_refuses),
     Implementation("reference", reference.linear_backward, never),
 )
