@@ -8,6 +8,7 @@ again in the backward pass would take four products instead of three.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ _BLOCK = 8192
 
 Wanted = tuple[bool, bool, bool]  # gradients of hidden, weight, bias
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, w, b) -> x @ w^T + b
-Softmax = Callable[[Tensor, Tensor, float, bool], Tensor]  # `_native_linear.cross_entropy_`
+Softmax = Callable[[Tensor, Tensor, Any, bool], Tensor]  # `_native_linear.cross_entropy_`
 
 
 def rows_per_chunk(vocabulary: int) -> int:
@@ -35,25 +36,38 @@ def loss_and_gradients(
     labels: Tensor,
     ignore_index: int,
     wanted: Wanted,
+    logits_of: Product,
     product: Product,
     softmax: Softmax,
+    every_row: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss [] of hidden [T, K], weight [V, K], labels [T], and the wanted gradients, empty where not wanted."""
-    labelled = (labels != ignore_index).nonzero().squeeze(1)
-    x, y = hidden.index_select(0, labelled), labels.index_select(0, labelled).long()
-    count, vocabulary = x.shape[0], weight.shape[0]
+    """Loss [] of hidden [T, K], weight [V, K], labels [T], and the wanted gradients, empty where not wanted.
+
+    every_row: compute the rows without a label as well, for a softmax that ignores them; no size then depends on data.
+    """
+    count: Any  # of labels
+    if every_row:
+        ignored = labels == ignore_index
+        labelled = torch.arange(labels.shape[0], device=labels.device)
+        x = hidden.masked_fill(ignored.unsqueeze(1), 0.0)  # 0 times a NaN there would be a NaN
+        y, count = labels.long(), (~ignored).sum()
+    else:
+        labelled = (labels != ignore_index).nonzero().squeeze(1)
+        x, y = hidden.index_select(0, labelled), labels.index_select(0, labelled).long()
+        count = x.shape[0]
+    total, vocabulary = x.shape[0], weight.shape[0]
     step = rows_per_chunk(vocabulary)
     losses = []
     parts = []
     dweight = dbias = None
-    for start in range(0, count, step):
+    for start in range(0, total, step):
         rows = x[start : start + step]
-        logits = product(rows, weight, bias)
+        logits = logits_of(rows, weight, bias)
         losses.append(softmax(logits, y[start : start + step], 1.0 / count, any(wanted)))
         if wanted[0]:
             parts.append(product(logits, weight.t(), None))
         if wanted[1]:
-            if count <= step:
+            if total <= step:
                 dweight = product(logits.t(), rows.t(), None)
             else:
                 dweight = _accumulate(dweight, logits, rows, product)
@@ -68,7 +82,7 @@ def loss_and_gradients(
         dhidden.index_copy_(0, labelled, torch.cat(parts))
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     loss = (
-        torch.cat(losses).mean(dtype=torch.float64).to(wide)
+        (torch.cat(losses).sum(dtype=torch.float64) / count).to(wide)
         if losses
         else hidden.new_full((), torch.nan, dtype=wide)
     )

@@ -362,3 +362,9 @@ def highway_gate(projected: Tensor, input: Tensor) -> Tensor:
 def weighted_sum(layers: Tensor, coefficients: Tensor) -> Tensor:
     """layers [L, ...], coefficients [L] -> [...]."""
     return _char_cnn().weighted_sum(layers, coefficients)
+
+
+def linear_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The arguments and results of the registered `ctxfast::linear_cross_entropy`."""
+    module = importlib.import_module("ctxfast.ops._triton_cross_entropy")
+    return module.linear_cross_entropy(*arguments)

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _cross_entropy_chunks, _native_linear, _native_matrix_product, _onednn
+from ctxfast.ops import (
+    _cross_entropy_chunks,
+    _native_linear,
+    _native_matrix_product,
+    _onednn,
+    _triton,
+)
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import autocast, require_floating, require_same, shape_of
@@ -45,6 +51,7 @@ def _native(hidden, weight, bias, labels, ignore_index, of_hidden, of_weight, of
         ignore_index,
         (of_hidden, of_weight, of_bias),
         _product,
+        _product,
         _native_linear.cross_entropy_,
     )
 
@@ -53,6 +60,10 @@ def _native_refuses(hidden, weight, bias, labels, *rest):
     if 0 in weight.shape:
         return "empty weight"
     return _native_linear.cross_entropy_refuses(hidden, weight, bias, labels)
+
+
+def _triton_refuses(hidden, weight, *rest):
+    return "empty weight" if 0 in weight.shape else _triton.elementwise_refuses(hidden)
 
 
 def _reference(hidden, weight, bias, labels, ignore_index, of_hidden, of_weight, of_bias):
@@ -92,6 +103,7 @@ def _fake_scaled(grad, hidden, weight, bias, labels, ignore_index, *gradients):
 linear_cross_entropy_operator = Operator(
     "linear_cross_entropy",
     Implementation("native", _native, _native_refuses),
+    Implementation("triton", _triton.linear_cross_entropy, _triton_refuses),
     Implementation("reference", _reference, never),
 )
 # One multiplication, the same whichever implementation found the gradients.
@@ -201,7 +213,8 @@ def linear_cross_entropy(
     gradients are needed the same call computes them, so that the backward pass is one multiplication.
 
     Raises TypeError for a wrong dtype and ValueError for a wrong shape or device; on a CPU also for a label outside
-    the vocabulary, naming it.
+    the vocabulary, naming it. On a GPU, where labels are not read on the host, the loss is then NaN. A GPU waits for the
+    number of labels once a call; under the capture of a CUDA graph all rows are computed instead.
     """
     op = "linear_cross_entropy"
     require_floating(op, "hidden", hidden)
