@@ -1,4 +1,4 @@
-// What surrounds the matrix products of the GEMM library: losses.
+// Matrix products and what surrounds those of the GEMM library: losses.
 #include "bindings.h"
 #include "dispatch.h"
 
@@ -24,8 +24,24 @@ py::object cross_entropy(int dtype, uintptr_t logits, uintptr_t labels, uintptr_
   return to_python(status);
 }
 
+py::object matrix_product(int dtype, int64_t rows, int64_t depth, int64_t columns, uintptr_t a,
+                          int64_t a_row, int64_t a_depth, uintptr_t b, int64_t b_depth, uintptr_t c,
+                          int threads) {
+  const MatrixProductArgs args = {Dtype(dtype),     rows,       depth,   columns,    address(a),
+                                  {a_row, a_depth}, address(b), b_depth, address(c), threads};
+  Status status;
+  {
+    py::gil_scoped_release released;
+    status = kernels().matrix_product(args);
+  }
+  return to_python(status);
+}
+
 }  // namespace
 
-void bind_linear(py::module_& m) { m.def("cross_entropy", &cross_entropy); }
+void bind_linear(py::module_& m) {
+  m.def("cross_entropy", &cross_entropy);
+  m.def("matrix_product", &matrix_product);
+}
 
 }  // namespace ctxfast

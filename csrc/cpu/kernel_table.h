@@ -7,6 +7,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
 #include "cpu/lstm.h"
+#include "cpu/matrix_product.h"
 
 // clang-format off: one operator a line.
 #define CTXFAST_CPU_OPERATORS(apply) \
@@ -24,6 +25,7 @@
   apply(lstm_backward, LstmBackwardArgs) \
   apply(lstm_forward, LstmForwardArgs) \
   apply(lstm_pack, LstmPackArgs) \
+  apply(matrix_product, MatrixProductArgs) \
   apply(weighted_sum, WeightedSumArgs)
 // clang-format on
 

@@ -1,11 +1,11 @@
-"""What surrounds matrix products, across the boundary between tensors and csrc; the rules of `_native.py` hold here."""
+"""Matrix products and what surrounds them, across the boundary between tensors and csrc; the rules of `_native.py` hold here."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ctxfast.ops._native import _DTYPES, _check, _module, _refusal
+from ctxfast.ops._native import _DTYPES, _aligned, _check, _module, _refusal
 
 
 def cross_entropy_refuses(*tensors: Tensor | None) -> str | None:
@@ -39,3 +39,30 @@ def cross_entropy_(logits: Tensor, labels: Tensor, scale: float, gradient: bool)
     )
     _check("cross_entropy", status)
     return losses
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a [M, K] @ b [K, N] in float32 or float64, either one transposed or not.
+
+    Sums are made of sums over short pieces, so that the error does not grow with a long K as that of a single running
+    sum does: what gradients of weights over all steps of all sequences are.
+    """
+    if 1 not in a.stride():
+        a = a.contiguous()
+    if b.stride(1) != 1:
+        b = b.contiguous()
+    a, b = _aligned(a), _aligned(b)
+    result = a.new_empty(a.shape[0], b.shape[1])
+    status = _module().matrix_product(
+        _DTYPES[a.dtype],
+        *a.shape,
+        b.shape[1],
+        a.data_ptr(),
+        *a.stride(),
+        b.data_ptr(),
+        b.stride(0),
+        result.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check("matrix_product", status)
+    return result

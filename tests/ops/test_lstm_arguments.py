@@ -96,7 +96,9 @@ def test_smaller_weights(weight_dtype, dtype, sizes):
     before = _native.isa()
     for isa in _native.available_isas():
         _native.set_isa(isa)
-        packed = ops.pack_lstm(given["weight_hh"], given.get("weight_hr"), weight_dtype)
+        packed = ops.pack_lstm(
+            given["weight_ih"], given["weight_hh"], given.get("weight_hr"), weight_dtype
+        )
         for other in _native.available_isas():
             _native.set_isa(other)
             with only("native"):
@@ -109,7 +111,7 @@ def test_smaller_weights(weight_dtype, dtype, sizes):
 
 def test_packed_weights_of_another_model_are_not_believed():
     given, other = tensors(2, 3, 4, 16, 5), tensors(2, 3, 4, 16, 6)
-    packed = ops.pack_lstm(other["weight_hh"], other["weight_hr"])
+    packed = ops.pack_lstm(*(other[f"weight_{name}"] for name in ("ih", "hh", "hr")))
     expected = call(ops.lstm, given)
     for wrong in (packed, packed[:40], torch.zeros(7), torch.zeros(0, dtype=torch.uint8)):
         for a, b in zip(call(ops.lstm, given, packed=wrong), expected, strict=True):

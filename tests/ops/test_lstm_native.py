@@ -292,11 +292,10 @@ torch.set_num_threads(3)
 x, w_ih, w_hh, w_hr = (torch.randn(s) for s in ((3, 4, 5), (160, 5), (160, 20), (20, 40)))
 d = _lstm.Direction(x, w_ih, w_hh, None, w_hr, None, False)
 s = _lstm.Sequences(torch.zeros(1, 3, 20), torch.zeros(1, 3, 40), None, None, 0.5, 0.5, None)
-gates = torch.randn(3, 4, 160)
-expected = _native_lstm.forward([d], [gates], s, False).output
+expected = _native_lstm.forward([d], s, False).output
 pid = os.fork()
 if pid == 0:
-    found = _native_lstm.forward([d], [gates], s, False).output
+    found = _native_lstm.forward([d], s, False).output
     os._exit(0 if torch.equal(found, expected) else 3)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
