@@ -25,7 +25,9 @@ class _PackedLayers:
         self.key = (_native.isa(), weight_dtype)
         # Outside inference mode, so that the copy also serves calls under no_grad.
         with torch.inference_mode(False), torch.no_grad():
-            self.tensors = [_native_lstm.pack(ih, hh, hr, weight_dtype) for ih, hh, _, hr in weights]
+            self.tensors = [
+                _native_lstm.pack(ih, hh, hr, weight_dtype) for ih, hh, _, hr in weights
+            ]
             self.fingerprints = [_Fingerprint(x) for x in _matrices(weights)]
 
     def fits(self, weights: list[Weights], weight_dtype: torch.dtype | None) -> bool:

@@ -246,9 +246,7 @@ def backward(
         else:
             full = _full_states(kept, sequences, k).to(d.input.dtype)
             full_rows = _valid_rows(full, sequences.lengths)
-            found[4].append(
-                recurrence.multiply(projected.reshape(-1, features).t(), full_rows)
-            )
+            found[4].append(recurrence.multiply(projected.reshape(-1, features).t(), full_rows))
     if len(directions) == 1:
         for parts in found:
             parts.append(absent)
