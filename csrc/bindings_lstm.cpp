@@ -130,10 +130,11 @@ py::object lstm_backward(const py::tuple& numbers, double cell_clip, double proj
     way.kept_projected = pointer(items, 8);
     way.dgates = pointer(items, 9);
     way.dprojected = pointer(items, 10);
-    way.dh0 = pointer(items, 11);
-    way.dc0 = pointer(items, 12);
-    for (int s = 0; s < 2; ++s) way.grad_output_stride[s] = number(items, 13 + s);
-    way.reverse = number(items, 15) != 0;
+    way.full = pointer(items, 11);
+    way.dh0 = pointer(items, 12);
+    way.dc0 = pointer(items, 13);
+    for (int s = 0; s < 2; ++s) way.grad_output_stride[s] = number(items, 14 + s);
+    way.reverse = number(items, 16) != 0;
   }
   Status status;
   {

@@ -84,6 +84,7 @@ struct LstmBackwardDirection {
   const void* kept_projected;  // or nullptr: the projected state was not clipped
   void* dgates;                // [B, T, 4H]
   void* dprojected;            // [B, T, P], or nullptr
+  void* full;                  // what the projection read, o * tanh(c) [B, T, H], or nullptr
   void* dh0;
   void* dc0;
   bool reverse;

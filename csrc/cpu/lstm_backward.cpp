@@ -74,6 +74,7 @@ struct Backward {
       for (int64_t t = order.length[i]; t < sizes.steps; ++t) {
         clear(at<S>(way.dgates, row, t, gates), gates);
         if (way.dprojected != nullptr) clear(at<S>(way.dprojected, row, t, features), features);
+        if (way.full != nullptr) clear(at<S>(way.full, row, t, hidden), hidden);
       }
     }
   }
@@ -142,6 +143,8 @@ struct Backward {
         gradient * candidate * in * (T(1) - in), gradient * before * forget * (T(1) - forget),
         gradient * in * (T(1) - candidate * candidate), full * tanh_c * out * (T(1) - out)};
     store_n(dc, gradient * forget, n);
+    if (way.full != nullptr)
+      store_n(at<S>(way.full, row, position, hidden) + unit, out * tanh_c, n);
     S* stored = at<S>(way.dgates, row, position, kGates * hidden) + unit;
     T* kept = dgates + i * gates_stride + unit;
     for (int g = 0; g < kGates; ++g) {

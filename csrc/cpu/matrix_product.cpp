@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kDepthBlock = 768;    // with kTilesAtATime tiles of A: the second cache level
 constexpr int64_t kColumnBlock = 1024;  // with kDepthBlock: a part of the last cache level
 constexpr int64_t kTilesAtATime = 8;
+constexpr int64_t kLine = 16;  // rows of a transposed A that its tiles are cut from at a time
 
 template <typename T>
 struct Product {
@@ -54,16 +55,20 @@ struct Product {
     }
   }
 
-  // Columns of a tile side by side for each step of the depth.
-  void arrange_a(int64_t row, int rows, int64_t first, int64_t depth, T* out) const {
+  // Tiles begin .. end - 1 of A, the rows of each side by side for every step of the depth.
+  void arrange_a(int64_t begin, int64_t end, int64_t all, int64_t first, int64_t depth) const {
     const int64_t across = args.a_stride[0], along = args.a_stride[1];
-    const T* source = static_cast<const T*>(args.a) + row * across + first * along;
-    if (across < along) {
-      for (int64_t k = 0; k < depth; ++k)
-        for (int r = 0; r < rows; ++r) out[k * rows + r] = source[k * along + r * across];
-    } else {
-      for (int r = 0; r < rows; ++r)
-        for (int64_t k = 0; k < depth; ++k) out[k * rows + r] = source[r * across + k * along];
+    const T* source = static_cast<const T*>(args.a) + first * along;
+    const int64_t most = across < along ? kLine : depth;  // of the depth at a time, for all tiles
+    for (int64_t k = 0; k < depth; k += most) {
+      const int64_t piece = depth - k < most ? depth - k : most;
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int rows = rows_of(tile, all);
+        const T* from = source + row_of(tile, all) * across + k * along;
+        T* out = a_of(tile - begin, depth) + k * rows;
+        for (int r = 0; r < rows; ++r)
+          for (int64_t i = 0; i < piece; ++i) out[i * rows + r] = from[r * across + i * along];
+      }
     }
   }
 
@@ -98,8 +103,7 @@ struct Product {
     const int64_t last = team.end(all);
     for (int64_t begin = team.begin(all); begin < last; begin += kTilesAtATime) {
       const int64_t end = begin + kTilesAtATime < last ? begin + kTilesAtATime : last;
-      for (int64_t tile = begin; tile < end; ++tile)
-        arrange_a(row_of(tile, all), rows_of(tile, all), first, depth, a_of(tile - begin, depth));
+      arrange_a(begin, end, all, first, depth);
       for (int64_t c = 0; c < columns; c += kGroup) {
         const int64_t left = columns - c < kGroup ? columns - c : kGroup;
         for (int64_t tile = begin; tile < end; ++tile) {

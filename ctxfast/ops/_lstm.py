@@ -102,17 +102,21 @@ class Kept:
         return self.output, self.h, self.c, self.gates, self.cells, self.projected
 
 
+Gradients = tuple[list[Tensor], list[Tensor | None], list[Tensor | None], Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """forward(directions, sequences, save) -> Kept
     backward(directions, sequences, kept, grad_output [B, T, D * P], grad_h, grad_c)
         -> for each direction the gradients of gates [B, T, 4H] and, with a projection, of projected [B, T, P], both in
-           the type of the input and 0 past a row's end; then of h0 and c0
+           the type of the input and 0 past a row's end; what the projection read, o * tanh(c) [B, T, H], or None
+           where the loop does not leave it; then the gradients of h0 and c0
     product(a [M, K], b [K, N]) -> a @ b in float32 and float64, by default on the library of the platform
     """
 
     forward: Callable[..., Kept]
-    backward: Callable[..., tuple[list[Tensor], list[Tensor | None], Tensor, Tensor]]
+    backward: Callable[..., Gradients]
     product: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
@@ -225,7 +229,7 @@ def backward(
     directions, sequences = parse(*arguments)
     if kept.gates.numel() == 0 and kept.output.numel() > 0:
         kept = forward(recurrence, arguments, True)
-    dgates, dprojected, dh0, dc0 = recurrence.backward(directions, sequences, kept, *grads)
+    dgates, dprojected, left, dh0, dc0 = recurrence.backward(directions, sequences, kept, *grads)
     features = sequences.h0.shape[-1]
     absent = sequences.h0.new_empty(0)
     found: list[list[Tensor]] = [[] for _ in range(5)]
@@ -244,8 +248,11 @@ def backward(
         if d.weight_hr is None or projected is None:
             found[4].append(absent)
         else:
-            full = _full_states(kept, sequences, k).to(d.input.dtype)
-            full_rows = _valid_rows(full, sequences.lengths)
+            full = left[k]
+            if full is None:
+                full = _full_states(kept, sequences, k).to(d.input.dtype)
+                full = _valid_rows(full, sequences.lengths)
+            full_rows = full.reshape(-1, full.shape[-1])
             found[4].append(recurrence.multiply(projected.reshape(-1, features).t(), full_rows))
     if len(directions) == 1:
         for parts in found:
@@ -296,7 +303,7 @@ def _reference_backward(
     grad_output: Tensor,
     grad_h: Tensor,
     grad_c: Tensor,
-) -> tuple[list[Tensor], list[Tensor | None], Tensor, Tensor]:
+) -> Gradients:
     features = sequences.h0.shape[-1]
     found = []
     for k, d in enumerate(directions):
@@ -319,6 +326,7 @@ def _reference_backward(
     return (
         [x.to(dtype) for x in dgates],
         [None if directions[0].weight_hr is None else x.to(dtype) for x in dprojected],
+        [None] * len(directions),
         torch.stack(dh0).to(dtype),
         torch.stack(dc0),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctxfast.ops._native import _DTYPES, _aligned, _check, _module, _refusal
+from ctxfast.ops._native import _DTYPES, _aligned, _check, _large, _module, _refusal
 
 
 def cross_entropy_refuses(*tensors: Tensor | None) -> str | None:
@@ -52,7 +52,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if b.stride(1) != 1:
         b = b.contiguous()
     a, b = _aligned(a), _aligned(b)
-    result = a.new_empty(a.shape[0], b.shape[1])
+    result = _large(a.new_empty(a.shape[0], b.shape[1]))
     status = _module().matrix_product(
         _DTYPES[a.dtype],
         *a.shape,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctxfast.ops._lstm import Direction, Kept, Recurrence, Sequences
-from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _module, _refusal
+from ctxfast.ops._lstm import Direction, Gradients, Kept, Recurrence, Sequences
+from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
 from ctxfast.ops._native_linear import product
 
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
@@ -62,7 +62,7 @@ def pack(
             _check("lstm", found)
         return found
 
-    packed = torch.empty(call(0), dtype=torch.uint8)
+    packed = _large(torch.empty(call(0), dtype=torch.uint8))
     call(packed.data_ptr())
     return packed
 
@@ -110,6 +110,8 @@ def _part(x: Tensor, k: int) -> int:
 def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Kept:
     """The product with the input and the loop of every direction, in one call."""
     kept = Kept.allocate(directions, sequences, save)
+    for x in kept.tensors():
+        _large(x)
     features = sequences.h0.shape[-1]
     weight_type = _weight_type(directions[0].input.dtype, sequences.weight_dtype)
     h0, c0 = _dense(sequences.h0), _dense(sequences.c0)
@@ -163,7 +165,7 @@ def backward(
     grad_output: Tensor,
     grad_h: Tensor,
     grad_c: Tensor,
-) -> tuple[list[Tensor], list[Tensor | None], Tensor, Tensor]:
+) -> Gradients:
     """The way back of every direction, in one call."""
     features, rows = sequences.h0.shape[-1], directions[0].weight_hh.shape[0]
     like, many = directions[0].input, directions[0].input.shape[:2]
@@ -171,9 +173,13 @@ def backward(
     grad_h, grad_c, c0 = _dense(grad_h), _dense(grad_c), _dense(sequences.c0)
     mask = None if sequences.mask is None else _dense(sequences.mask)
     saved = [_dense(x) for x in (kept.gates, kept.cells, kept.projected)]
-    dgates = [like.new_empty(*many, rows) for _ in directions]
+    dgates = [_large(like.new_empty(*many, rows)) for _ in directions]
     dprojected = [
         None if d.weight_hr is None else like.new_empty(*many, features) for d in directions
+    ]
+    full = [
+        None if d.weight_hr is None else _large(like.new_empty(*many, rows // 4))
+        for d in directions
     ]
     dh0, dc0 = like.new_empty(sequences.h0.shape), c0.new_empty(c0.shape)
     packed = [pack(None, d.weight_hh, d.weight_hr, backward=True) for d in directions]
@@ -188,6 +194,7 @@ def backward(
             *(_part(x, k) for x in saved),
             dgates[k].data_ptr(),
             _address(dprojected[k]),
+            _address(full[k]),
             _part(dh0, k),
             _part(dc0, k),
             *grad_output.stride()[:2],
@@ -205,7 +212,7 @@ def backward(
         torch.get_num_threads(),
     )
     _check("lstm", status)
-    return dgates, dprojected, dh0, dc0
+    return dgates, dprojected, full, dh0, dc0
 
 
 RECURRENCE = Recurrence(forward, backward, product)
