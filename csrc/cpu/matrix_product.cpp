@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t kDepthBlock = 768;    // with kTilesAtATime tiles of A: the second cache level
 constexpr int64_t kColumnBlock = 1024;  // with kDepthBlock: a part of the last cache level
 constexpr int64_t kTilesAtATime = 8;
-constexpr int64_t kLine = 16;  // rows of a transposed A that its tiles are cut from at a time
+constexpr int64_t kAhead = 16;
+constexpr int64_t kLine = 4;  // rows of a transposed A that its tiles are cut from at a time
 
 template <typename T>
 struct Product {
@@ -55,6 +56,15 @@ struct Product {
     }
   }
 
+  // Each step of the depth lies on a page of its own: nothing but this asks for it early.
+  void fetch_rows(int64_t begin, int64_t end, int64_t all, const T* source, int64_t first,
+                  int64_t depth) const {
+    constexpr int64_t kLineElements = 64 / int64_t(sizeof(T));
+    for (int64_t k = first; k < first + kLine && k < depth; ++k)
+      for (int64_t r = row_of(begin, all); r < row_of(end, all); r += kLineElements)
+        __builtin_prefetch(source + r + k * args.a_stride[1]);
+  }
+
   // Tiles begin .. end - 1 of A, the rows of each side by side for every step of the depth.
   void arrange_a(int64_t begin, int64_t end, int64_t all, int64_t first, int64_t depth) const {
     const int64_t across = args.a_stride[0], along = args.a_stride[1];
@@ -62,6 +72,7 @@ struct Product {
     const int64_t most = across < along ? kLine : depth;  // of the depth at a time, for all tiles
     for (int64_t k = 0; k < depth; k += most) {
       const int64_t piece = depth - k < most ? depth - k : most;
+      if (most == kLine) fetch_rows(begin, end, all, source, k + kAhead, depth);
       for (int64_t tile = begin; tile < end; ++tile) {
         const int rows = rows_of(tile, all);
         const T* from = source + row_of(tile, all) * across + k * along;
