@@ -65,26 +65,29 @@ struct Product {
         __builtin_prefetch(source + r + k * args.a_stride[1]);
   }
 
-  // Tiles begin .. end - 1 of A, the rows of each side by side for every step of the depth.
+  // Tiles begin .. end - 1 of a transposed A, the rows of each side by side for every step of the
+  // depth.
   void arrange_a(int64_t begin, int64_t end, int64_t all, int64_t first, int64_t depth) const {
-    const int64_t across = args.a_stride[0], along = args.a_stride[1];
+    const int64_t along = args.a_stride[1];
     const T* source = static_cast<const T*>(args.a) + first * along;
-    const int64_t most = across < along ? kLine : depth;  // of the depth at a time, for all tiles
-    for (int64_t k = 0; k < depth; k += most) {
-      const int64_t piece = depth - k < most ? depth - k : most;
-      if (most == kLine) fetch_rows(begin, end, all, source, k + kAhead, depth);
+    for (int64_t k = 0; k < depth; k += kLine) {
+      const int64_t last = depth - k < kLine ? depth : k + kLine;
+      fetch_rows(begin, end, all, source, k + kAhead, depth);
       for (int64_t tile = begin; tile < end; ++tile) {
         const int rows = rows_of(tile, all);
-        const T* from = source + row_of(tile, all) * across + k * along;
-        T* out = a_of(tile - begin, depth) + k * rows;
-        for (int r = 0; r < rows; ++r)
-          for (int64_t i = 0; i < piece; ++i) out[i * rows + r] = from[r * across + i * along];
+        const T* from = source + row_of(tile, all);
+        T* out = tiles + (tile - begin) * kTileRows * depth;
+        for (int64_t i = k; i < last; ++i)
+          for (int r = 0; r < rows; ++r) out[i * rows + r] = from[r + i * along];
       }
     }
   }
 
+  bool transposed() const { return args.a_stride[0] < args.a_stride[1]; }
+
   struct Tile {
     const T* a;
+    int64_t a_stride;  // from row to row; 0: the rows are side by side
     const T* b;
     T* c;
     int64_t stride, depth, columns;
@@ -95,9 +98,14 @@ struct Product {
       for (int64_t k = 0; k < depth; k += kSumPiece) {
         Vec<T> sum[kRows][kColumns];
         clear_tile<T>(sum);
-        multiply_tile<ScalarArithmetic<T>, kRows, kColumns, true>(
-            a + k * kRows, kRows, b + k * kGroup, kGroup, kWidth,
-            depth - k < kSumPiece ? depth - k : kSumPiece, sum);
+        const int64_t piece = depth - k < kSumPiece ? depth - k : kSumPiece;
+        if (a_stride == 0) {
+          multiply_tile<ScalarArithmetic<T>, kRows, kColumns, true>(
+              a + k * kRows, kRows, b + k * kGroup, kGroup, kWidth, piece, sum);
+        } else {
+          multiply_tile<ScalarArithmetic<T>, kRows, kColumns>(a + k, a_stride, b + k * kGroup,
+                                                              kGroup, kWidth, piece, sum);
+        }
         for (int r = 0; r < kRows; ++r)
           for (int v = 0; v < kColumns; ++v) {
             T* out = c + r * stride + v * kWidth;
@@ -114,12 +122,16 @@ struct Product {
     const int64_t last = team.end(all);
     for (int64_t begin = team.begin(all); begin < last; begin += kTilesAtATime) {
       const int64_t end = begin + kTilesAtATime < last ? begin + kTilesAtATime : last;
-      arrange_a(begin, end, all, first, depth);
+      if (transposed()) arrange_a(begin, end, all, first, depth);
       for (int64_t c = 0; c < columns; c += kGroup) {
         const int64_t left = columns - c < kGroup ? columns - c : kGroup;
         for (int64_t tile = begin; tile < end; ++tile) {
+          const T* a = tiles + (tile - begin) * kTileRows * depth;
+          if (!transposed())
+            a = static_cast<const T*>(args.a) + row_of(tile, all) * args.a_stride[0] + first;
           T* out = static_cast<T*>(args.c) + row_of(tile, all) * args.columns + column + c;
-          Tile body = {a_of(tile - begin, depth),
+          Tile body = {a,
+                       transposed() ? 0 : args.a_stride[0],
                        panels + c * depth,
                        out,
                        args.columns,
@@ -132,7 +144,6 @@ struct Product {
     }
   }
 
-  T* a_of(int64_t tile, int64_t depth) const { return tiles + tile * kTileRows * depth; }
   // Tiles are as equal as possible.
   int64_t row_of(int64_t tile, int64_t all) const { return args.rows * tile / all; }
   int rows_of(int64_t tile, int64_t all) const {

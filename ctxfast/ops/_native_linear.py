@@ -47,7 +47,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     Sums are made of sums over short pieces, so that the error does not grow with a long K as that of a single running
     sum does: what gradients of weights over all steps of all sequences are.
     """
-    if 1 not in a.stride():
+    if 1 not in a.stride() or 0 in a.stride():
         a = a.contiguous()
     if b.stride(1) != 1:
         b = b.contiguous()
