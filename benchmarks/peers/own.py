@@ -163,7 +163,7 @@ def _layer_norm(inputs: LayerNormInputs, dtype: str) -> Candidate:
 
 
 def lstm(case: Case) -> Iterator[Candidate]:
-    """`nn.LSTM`; in bfloat16 it keeps its recurrent weights so and computes in float32."""
+    """`nn.LSTM`; in bfloat16 it keeps its weights so and computes in float32."""
     for dtype in case.dtypes:
         yield _lstm(case.inputs, dtype)
 
@@ -173,5 +173,5 @@ def _lstm(inputs: LstmInputs, dtype: str) -> Candidate:
     detail = "weights packed in every call" if inputs.training else "weights packed beforehand"
     if dtype == "bfloat16":
         module.weight_dtype = torch.bfloat16
-        detail = "recurrent weights in bfloat16, arithmetic in float32"
+        detail = "weights in bfloat16, arithmetic in float32"
     return _candidate(dtype, run=lambda: inputs.run(module, torch.float32), detail=detail)

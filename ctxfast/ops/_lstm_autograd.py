@@ -124,7 +124,9 @@ _lstm_backward = define(
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     arguments = _restore(ctx)
     results = arguments[_ARGUMENTS : _ARGUMENTS + 3]
-    present = (x.new_zeros(x.shape) if g is None else g for x, g in zip(results, grads, strict=False))
+    present = (
+        x.new_zeros(x.shape) if g is None else g for x, g in zip(results, grads, strict=False)
+    )
     found = _lstm_backward(*present, *arguments)
     inputs = arguments[:_DIFFERENTIABLE]
     results = [None if x is None else g for x, g in zip(inputs, found, strict=True)]

@@ -1,4 +1,4 @@
-"""Matrix products and what surrounds them, across the boundary between tensors and csrc; the rules of `_native.py` hold here."""
+"""Matrix products and what surrounds them, between tensors and csrc; the rules of `_native.py` hold here."""
 
 from __future__ import annotations
 

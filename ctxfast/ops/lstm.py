@@ -267,8 +267,8 @@ def lstm(
     recompute:  the backward pass runs the sequence again instead of keeping the gates
     weight_dtype: torch.bfloat16 or torch.int8 (one scale a row): how weight_ih, weight_hh and weight_hr are held, for
                 inference. It loses the precision that its name says; the default is exact
-    packed:     weight_ih, weight_hh and weight_hr as `ctxfast.ops.pack_lstm` arranges them, for inference. The caller vouches that
-                it holds their values
+    packed:     weight_ih, weight_hh and weight_hr as `ctxfast.ops.pack_lstm` arranges them, for inference. The caller
+                vouches that it holds their values
 
     Returns output [B, T, P], h [B, P] and c [B, H]; c is float32 for 16-bit inputs, so that a sequence in parts gives
     what it gives in one. Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or value.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from ctxfast.ops import _native
+from ctxfast.ops import _native, _native_linear
 from tests.ops.implementations import only
 from tests.ops.lstm_cases import assert_like_float64, call, results_and_gradients, tensors
 from tests.oracle import CAPS, assert_matches
@@ -186,6 +186,57 @@ def test_number_of_threads_and_runs_change_no_bit(projected):
 def test_long_sums_are_as_exact_as_those_of_the_library(batch):
     """The depths of ELMo: 512 features, and a projection of 2048 cells."""
     assert_like_float64(tensors(batch, 3, 64, 2048, 512))
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(128, 2), (1, 100), (8, 100)])
+def test_many_rows_and_many_steps(batch, steps):
+    """More rows than the product with the input takes at a time, and several of its turns."""
+    lengths = torch.randint(0, steps + 1, (batch,))
+    for reverse in (False, True):
+        given = tensors(batch, steps, 5, 17, 6)
+        assert_like_float64(given, lengths=lengths, reverse=reverse, **CLIPS)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
+@pytest.mark.parametrize("batch", [1, 3, 8, 9, 128])
+def test_every_batch_with_every_number_of_steps(batch, steps):
+    lengths = torch.randint(0, steps + 1, (batch,))
+    assert_like_float64(tensors(batch, steps, 24, 100, 20), lengths=lengths, **CLIPS)
+
+
+def test_gradients_are_as_exact_as_those_of_torch():
+    """The gradient of the input sums over 4096 gates, those of the weights over 640 steps of sequences."""
+    assert_like_float64(tensors(32, 20, 16, 1024, 32, scale=0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (7, 1, 65), (2, 129, 3), (13, 900, 70), (50, 20, 1030), (6, 0, 5)]
+)
+def test_product(isa, sizes, transposed, dtype):
+    rows, depth, columns = sizes
+    a = (
+        torch.randn(depth, rows, dtype=dtype).t()
+        if transposed
+        else torch.randn(sizes[:2]).to(dtype)
+    )
+    b = torch.randn(depth, columns, dtype=dtype)
+    found, exact = _native_linear.product(a, b), a.double() @ b.double()
+    if dtype == torch.float64:
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+    else:
+        assert_matches(found, a @ b, exact)
+    for number in (2, 3):
+        torch.set_num_threads(number)
+        assert torch.equal(_native_linear.product(a, b), found)
+    strided = torch.randn(depth, 2 * columns, dtype=dtype)[:, ::2]
+    same = _native_linear.product(a, strided.contiguous())
+    assert torch.equal(_native_linear.product(a, strided), same)
+    spread = torch.randn(1, depth, dtype=dtype).expand(rows, depth)
+    same = _native_linear.product(spread.contiguous(), b)
+    assert torch.equal(_native_linear.product(spread, b), same)
 
 
 def test_two_directions_at_once_are_two_calls():
