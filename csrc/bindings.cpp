@@ -29,8 +29,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_layer_norm(m);
   bind_attention(m);
   bind_char_cnn(m);
+  bind_encoder_layer(m);
   bind_linear(m);
   bind_lstm(m);
+  bind_matrix_product(m);
 }
 
 }  // namespace ctxfast

@@ -1,4 +1,4 @@
-// Matrix products and what surrounds those of the GEMM library: losses.
+// Linear layers and their losses.
 #include "bindings.h"
 #include "dispatch.h"
 
@@ -24,15 +24,25 @@ py::object cross_entropy(int dtype, uintptr_t logits, uintptr_t labels, uintptr_
   return to_python(status);
 }
 
-py::object matrix_product(int dtype, int64_t rows, int64_t depth, int64_t columns, uintptr_t a,
-                          int64_t a_row, int64_t a_depth, uintptr_t b, int64_t b_depth, uintptr_t c,
-                          int threads) {
-  const MatrixProductArgs args = {Dtype(dtype),     rows,       depth,   columns,    address(a),
-                                  {a_row, a_depth}, address(b), b_depth, address(c), threads};
+py::object linear(uintptr_t input, int64_t input_stride, uintptr_t panels, uintptr_t bias,
+                  uintptr_t residual, int64_t residual_stride, uintptr_t output, int64_t rows,
+                  int64_t depth, int64_t columns, int activation, int threads) {
+  const LinearArgs args = {address<const float>(input),
+                           input_stride,
+                           address<const float>(panels),
+                           address<const float>(bias),
+                           address<const float>(residual),
+                           residual_stride,
+                           address<float>(output),
+                           rows,
+                           depth,
+                           columns,
+                           Activation(activation),
+                           threads};
   Status status;
   {
     py::gil_scoped_release released;
-    status = kernels().matrix_product(args);
+    status = kernels().linear(args);
   }
   return to_python(status);
 }
@@ -41,7 +51,7 @@ py::object matrix_product(int dtype, int64_t rows, int64_t depth, int64_t column
 
 void bind_linear(py::module_& m) {
   m.def("cross_entropy", &cross_entropy);
-  m.def("matrix_product", &matrix_product);
+  m.def("linear", &linear);
 }
 
 }  // namespace ctxfast

@@ -17,8 +17,10 @@ from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
+from .accelerated import accelerated_bert, fine_tuning, text_vectors  # noqa: F401
 
 NAME = "ctxfast"
+DEVICES = ("cpu", "cuda")
 
 
 def version() -> str:
@@ -45,7 +47,7 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
 
     model = BertModel.from_pretrained(
         inputs.directory, dtype=DTYPES[dtype], add_pooling_layer=False
-    )
+    ).to(inputs.device)
 
     def run() -> list[Tensor]:
         return [
@@ -82,7 +84,7 @@ def elmo(case: Case) -> Iterator[Candidate]:
 def _elmo(inputs: ElmoInputs, dtype: str) -> Candidate:
     from ctxfast.elmo import ElmoBiLm
 
-    model = ElmoBiLm(inputs.directory).eval().to(DTYPES[dtype])
+    model = ElmoBiLm(inputs.directory).eval().to(inputs.device, DTYPES[dtype])
     model.stateful = "reset"
     ids = inputs.ids()
     return _candidate(dtype, lambda: model.layers(ids)[0], inputs.valid)
@@ -110,7 +112,7 @@ def _attention(inputs: AttentionInputs, dtype: str) -> Candidate:
 
 
 def _attention_varlen(inputs: AttentionInputs, dtype: str) -> Candidate:
-    offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(torch.int32)
+    offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(inputs.query.device, torch.int32)
     longest = max(inputs.lengths)
     return _candidate(
         dtype,
@@ -134,7 +136,7 @@ def linear(case: Case) -> Iterator[Candidate]:
 
 def _linear(inputs: LinearInputs, dtype: str) -> Candidate:
     x, weight, bias = inputs.input, inputs.weight, inputs.bias
-    layer = nn.PackedLinear(x.shape[-1], len(weight), dtype=DTYPES[dtype]).eval()
+    layer = nn.PackedLinear(x.shape[-1], len(weight), device=x.device, dtype=DTYPES[dtype]).eval()
     layer.load_state_dict({"weight": weight, "bias": bias})
 
     def run() -> Tensor:
@@ -163,12 +165,15 @@ def _layer_norm(inputs: LayerNormInputs, dtype: str) -> Candidate:
 
 
 def lstm(case: Case) -> Iterator[Candidate]:
-    """`nn.LSTM`; in bfloat16 it keeps its weights so and computes in float32."""
+    """`nn.LSTM`; in bfloat16 on a CPU it keeps its weights so and computes in float32."""
     for dtype in case.dtypes:
         yield _lstm(case.inputs, dtype)
 
 
 def _lstm(inputs: LstmInputs, dtype: str) -> Candidate:
+    if inputs.input.is_cuda:
+        module = inputs.module(nn.LSTM, DTYPES[dtype])
+        return _candidate(dtype, run=lambda: inputs.run(module, DTYPES[dtype]))
     module = inputs.module(nn.LSTM, torch.float32)
     detail = "weights packed in every call" if inputs.training else "weights packed beforehand"
     if dtype == "bfloat16":

@@ -6,6 +6,7 @@
 #include "cpu/char_cnn.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
+#include "cpu/linear.h"
 #include "cpu/lstm.h"
 #include "cpu/matrix_product.h"
 
@@ -22,6 +23,7 @@
   apply(embed_layer_norm_backward, EmbedLayerNormBackwardArgs) \
   apply(highway_gate, HighwayGateArgs) \
   apply(highway_gate_backward, HighwayGateBackwardArgs) \
+  apply(linear, LinearArgs) \
   apply(lstm_backward, LstmBackwardArgs) \
   apply(lstm_forward, LstmForwardArgs) \
   apply(lstm_pack, LstmPackArgs) \

@@ -1,190 +1,205 @@
-// A matrix product in blocks for the caches (Goto and van de Geijn 2008) whose sums are made of
-// sums over short pieces of the depth, so that rounding errors do not grow with a long depth as
-// those of a single running sum do: the gradients of an LSTM have depths of thousands.
+// Matrix products of training: both operands are packed into panels as a register tile reads them
+// (Goto and van de Geijn 2008), whichever way they lie in memory, so that the transposed operands
+// of a linear layer's gradients need no copy of their own.
 //
-// B is arranged once by all threads, a block of the depth and of the columns at a time; each thread
-// then takes its share of the rows. The order of the additions depends on the depth alone.
+// A is packed once for all threads, which also sums its rows: the gradient of the bias. Each thread
+// packs the panels of B that it takes. An element is a sum of sums over pieces of the depth, whose
+// rounding errors do not grow with the depth as those of one running sum do: gradients of an LSTM
+// have depths of thousands. The order depends on the depth alone.
 #include "cpu/matrix_product.h"
 
 #include "cpu/kernel_table.h"
-#include "cpu/lstm_team.h"
-#include "cpu/matrix_tile.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
 namespace {
 
-constexpr int64_t kDepthBlock = 768;    // with kTilesAtATime tiles of A: the second cache level
-constexpr int64_t kColumnBlock = 1024;  // with kDepthBlock: a part of the last cache level
-constexpr int64_t kTilesAtATime = 8;
-constexpr int64_t kAhead = 16;
-constexpr int64_t kLine = 4;  // rows of a transposed A that its tiles are cut from at a time
+// Sums that fill the vector registers beside their operands.
+#if defined(CTXFAST_AVX512)
+constexpr int kMostRows = 8, kVectors = 3;
+#else
+constexpr int kMostRows = 4, kVectors = 3;
+#endif
+constexpr int64_t kDepth = 256;  // of a panel of B, which stays in the second cache level
+constexpr int64_t kPackedBytes = 32 << 20;  // of A at a time
+constexpr int64_t kBlocksPerPiece = 4;      // that a thread packs at a time
+constexpr int kPiecesPerThread = 8;
+
+CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The transpose of a square of lanes: blocks beside the diagonal change places, halves first.
+template <typename T, int kStep = kLanes<T> / 2>
+CTXFAST_INLINE void transpose(Vec<T> (&x)[kLanes<T>]) {
+  constexpr int kWidth = kLanes<T>;
+  Mask<T> lower, upper;
+  for (int j = 0; j < kWidth; ++j) {
+    lower[j] = j & kStep ? kWidth + j - kStep : j;
+    upper[j] = j & kStep ? kWidth + j : j + kStep;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if (i & kStep) continue;
+    const Vec<T> first = x[i], second = x[i + kStep];
+    x[i] = __builtin_shuffle(first, second, lower);
+    x[i + kStep] = __builtin_shuffle(first, second, upper);
+  }
+  if constexpr (kStep > 1) transpose<T, kStep / 2>(x);
+}
+
+// packed[k][j] = x[k * depth_stride + j * stride] for k < depth and j < count; 0 from there to the
+// end of the kPacked vectors of a row.
+template <int kPacked, typename T>
+CTXFAST_INLINE void pack(const T* x, int64_t depth_stride, int64_t stride, int64_t depth,
+                         int64_t count, T* packed) {
+  constexpr int kWidth = kLanes<T>;
+  constexpr int64_t ld = kPacked * kWidth;
+  if (stride == 1) {
+    for (int64_t k = 0; k < depth; ++k)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPacked; ++v)
+        store(packed + k * ld + v * kWidth,
+              load_n(x + k * depth_stride + v * kWidth, count - v * kWidth));
+    return;
+  }
+  for (int v = 0; v < kPacked; ++v)
+    for (int64_t k = 0; k < depth; k += kWidth) {
+      Vec<T> square[kWidth];
+#pragma GCC unroll 16
+      for (int j = 0; j < kWidth; ++j) {
+        const int64_t left = v * kWidth + j < count ? depth - k : 0;
+        square[j] = load_n(x + (v * kWidth + j) * stride + k, left);
+      }
+      transpose<T>(square);
+      T* out = packed + k * ld + v * kWidth;
+#pragma GCC unroll 16
+      for (int j = 0; j < kWidth; ++j)
+        if (j < depth - k) store(out + j * ld, square[j]);
+    }
+}
 
 template <typename T>
 struct Product {
-  static constexpr int64_t kWidth = kLanes<T>;
-  static constexpr int64_t kGroup = kTileColumns * kWidth;  // columns of a panel of B
+  static constexpr int kWidth = kLanes<T>;
+  static constexpr int kColumns = kVectors * kWidth;
+  static constexpr int kRows = kMostRows < kWidth ? kMostRows : kWidth;
 
   const MatrixProductArgs& args;
-  T* panels;  // of B: [groups][depth][kGroup]
-  T* tiles;   // of A, a thread's own: [kTilesAtATime][depth][kTileRows]
+  int64_t first_row, rows;  // of this round
+  T* packed;                // A: [pieces][blocks of kWidth rows][depth of the piece][kWidth]
+  int64_t blocks = ceiling(rows, kWidth);
+  // Pieces as equal as possible: how a sum is rounded depends on the depth alone.
+  int64_t pieces = ceiling(args.depth, kDepth);
+  int64_t piece = ceiling(args.depth, pieces);
 
-  static int64_t panel_elements(const MatrixProductArgs& args) {
-    const int64_t columns = args.columns < kColumnBlock ? args.columns : kColumnBlock;
-    return (columns + kGroup - 1) / kGroup * kGroup * depth_block(args);
-  }
-  static int64_t tile_elements(const MatrixProductArgs& args) {
-    return kTilesAtATime * kTileRows * depth_block(args);
-  }
-  // Blocks of the depth are as equal as whole pieces allow.
-  static int64_t depth_block(const MatrixProductArgs& args) {
-    const int64_t blocks = (args.depth + kDepthBlock - 1) / kDepthBlock;
-    const int64_t each = (args.depth + blocks - 1) / blocks;
-    return (each + kSumPiece - 1) / kSumPiece * kSumPiece;
+  int64_t depth_of(int64_t k) const { return smaller(piece, args.depth - k); }
+  T* block_at(int64_t block, int64_t k) const {
+    return packed + (k * blocks + block * depth_of(k)) * kWidth;
   }
 
-  void arrange_b(int64_t column, int64_t columns, int64_t first, int64_t depth,
-                 const Team& team) const {
-    const T* source = static_cast<const T*>(args.b) + first * args.b_stride + column;
-    for (int64_t k = team.begin(depth); k < team.end(depth); ++k) {
-      const T* row = source + k * args.b_stride;
-      for (int64_t c = 0; c < columns; c += kGroup) {
-        T* out = panels + c * depth + k * kGroup;
-        for (int64_t v = 0; v < kGroup; v += kWidth)
-          store(out + v, load_n(row + c + v, columns - c - v));
-      }
+  void pack_rows(int64_t block) const {
+    const int64_t row = first_row + block * kWidth;
+    const int64_t count = smaller(kWidth, args.rows - row);
+    const T* a = static_cast<const T*>(args.a) + row * args.a_row;
+    double sums[kWidth] = {};
+    for (int64_t k = 0; k < args.depth; k += piece) {
+      T* out = block_at(block, k);
+      pack<1>(a + k * args.a_depth, args.a_depth, args.a_row, depth_of(k), count, out);
+      if (args.row_sums == nullptr) continue;
+      for (int64_t d = 0; d < depth_of(k); ++d)
+        for (int r = 0; r < kWidth; ++r) sums[r] += double(out[d * kWidth + r]);
     }
+    if (args.row_sums == nullptr) return;
+    for (int64_t r = 0; r < count; ++r) static_cast<T*>(args.row_sums)[row + r] = T(sums[r]);
   }
 
-  // Each step of the depth lies on a page of its own: nothing but this asks for it early.
-  void fetch_rows(int64_t begin, int64_t end, int64_t all, const T* source, int64_t first,
-                  int64_t depth) const {
-    constexpr int64_t kLineElements = 64 / int64_t(sizeof(T));
-    for (int64_t k = first; k < first + kLine && k < depth; ++k)
-      for (int64_t r = row_of(begin, all); r < row_of(end, all); r += kLineElements)
-        __builtin_prefetch(source + r + k * args.a_stride[1]);
-  }
-
-  // Tiles begin .. end - 1 of a transposed A, the rows of each side by side for every step of the
-  // depth.
-  void arrange_a(int64_t begin, int64_t end, int64_t all, int64_t first, int64_t depth) const {
-    const int64_t along = args.a_stride[1];
-    const T* source = static_cast<const T*>(args.a) + first * along;
-    for (int64_t k = 0; k < depth; k += kLine) {
-      const int64_t last = depth - k < kLine ? depth : k + kLine;
-      fetch_rows(begin, end, all, source, k + kAhead, depth);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int rows = rows_of(tile, all);
-        const T* from = source + row_of(tile, all);
-        T* out = tiles + (tile - begin) * kTileRows * depth;
-        for (int64_t i = k; i < last; ++i)
-          for (int r = 0; r < rows; ++r) out[i * rows + r] = from[r + i * along];
-      }
-    }
-  }
-
-  bool transposed() const { return args.a_stride[0] < args.a_stride[1]; }
-
-  struct Tile {
-    const T* a;
-    int64_t a_stride;  // from row to row; 0: the rows are side by side
-    const T* b;
-    T* c;
-    int64_t stride, depth, columns;
-    bool first;  // the result begins with this block of the depth
-
-    template <int kRows, int kColumns>
-    CTXFAST_INLINE void run() const {
-      for (int64_t k = 0; k < depth; k += kSumPiece) {
-        Vec<T> sum[kRows][kColumns];
-        clear_tile<T>(sum);
-        const int64_t piece = depth - k < kSumPiece ? depth - k : kSumPiece;
-        if (a_stride == 0) {
-          multiply_tile<ScalarArithmetic<T>, kRows, kColumns, true>(
-              a + k * kRows, kRows, b + k * kGroup, kGroup, kWidth, piece, sum);
-        } else {
-          multiply_tile<ScalarArithmetic<T>, kRows, kColumns>(a + k, a_stride, b + k * kGroup,
-                                                              kGroup, kWidth, piece, sum);
+  // The columns of one panel in the rows of blocks [first, last).
+  CTXFAST_NOINLINE void multiply_panel(int64_t panel, int64_t first, int64_t last) const {
+    alignas(64) T b[kDepth * kColumns];
+    const T* source = static_cast<const T*>(args.b) + panel * kColumns * args.b_column;
+    const int64_t column = panel * kColumns;
+    const int64_t columns = smaller(kColumns, args.columns - column);
+    for (int64_t k = 0; k < args.depth; k += piece) {
+      const int64_t depth = depth_of(k);
+      pack<kVectors>(source + k * args.b_depth, args.b_depth, args.b_column, depth, columns, b);
+      for (int64_t block = first; block < last; ++block)
+        for (int r = 0; r < kWidth; r += kRows) {
+          const int64_t row = first_row + block * kWidth + r;
+          if (row < args.rows)
+            multiply(block_at(block, k) + r, b, depth, row, column, columns, k == 0);
         }
-        for (int r = 0; r < kRows; ++r)
-          for (int v = 0; v < kColumns; ++v) {
-            T* out = c + r * stride + v * kWidth;
-            const int64_t n = columns - v * kWidth;
-            store_n(out, first && k == 0 ? sum[r][v] : load_n(out, n) + sum[r][v], n);
-          }
+    }
+  }
+
+  CTXFAST_INLINE void multiply(const T* a, const T* b, int64_t depth, int64_t row, int64_t column,
+                               int64_t columns, bool begins) const {
+    Vec<T> sum[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec<T>{};
+    for (int64_t k = 0; k < depth; ++k, a += kWidth, b += kColumns) {
+      Vec<T> right[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * kWidth);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const T left = a[r];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
       }
     }
-  };
-
-  void multiply_block(int64_t column, int64_t columns, int64_t first, int64_t depth,
-                      const Team& team) const {
-    const int64_t all = (args.rows + kTileRows - 1) / kTileRows;
-    const int64_t last = team.end(all);
-    for (int64_t begin = team.begin(all); begin < last; begin += kTilesAtATime) {
-      const int64_t end = begin + kTilesAtATime < last ? begin + kTilesAtATime : last;
-      if (transposed()) arrange_a(begin, end, all, first, depth);
-      for (int64_t c = 0; c < columns; c += kGroup) {
-        const int64_t left = columns - c < kGroup ? columns - c : kGroup;
-        for (int64_t tile = begin; tile < end; ++tile) {
-          const T* a = tiles + (tile - begin) * kTileRows * depth;
-          if (!transposed())
-            a = static_cast<const T*>(args.a) + row_of(tile, all) * args.a_stride[0] + first;
-          T* out = static_cast<T*>(args.c) + row_of(tile, all) * args.columns + column + c;
-          Tile body = {a,
-                       transposed() ? 0 : args.a_stride[0],
-                       panels + c * depth,
-                       out,
-                       args.columns,
-                       depth,
-                       left,
-                       first == 0};
-          with_tile(rows_of(tile, all), int((left + kWidth - 1) / kWidth), body);
-        }
+    T* c = static_cast<T*>(args.c) + row * args.columns + column;
+    const int64_t count = args.rows - row;
+    Vec<T> start[kVectors] = {};
+    if (begins && args.bias != nullptr)
+      for (int v = 0; v < kVectors; ++v)
+        start[v] =
+            load_n(static_cast<const T*>(args.bias) + column + v * kWidth, columns - v * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= count) break;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        T* out = c + r * args.columns + v * kWidth;
+        const int64_t left = columns - v * kWidth;
+        store_n(out, sum[r][v] + (begins ? start[v] : load_n(out, left)), left);
       }
     }
   }
 
-  // Tiles are as equal as possible.
-  int64_t row_of(int64_t tile, int64_t all) const { return args.rows * tile / all; }
-  int rows_of(int64_t tile, int64_t all) const {
-    return int(row_of(tile + 1, all) - row_of(tile, all));
-  }
-
-  void run(const Team& team) const {
-    for (int64_t column = 0; column < args.columns; column += kColumnBlock) {
-      const int64_t left = args.columns - column;
-      const int64_t columns = left < kColumnBlock ? left : kColumnBlock;
-      const int64_t block = depth_block(args);
-      for (int64_t first = 0; first < args.depth; first += block) {
-        const int64_t depth = args.depth - first < block ? args.depth - first : block;
-        arrange_b(column, columns, first, depth, team);
-        team.wait();
-        multiply_block(column, columns, first, depth, team);
-        team.wait();
+  void run() const {
+    parallel_for(args.threads, blocks, kBlocksPerPiece, [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) pack_rows(block);
+    });
+    const int64_t panels = ceiling(args.columns, kColumns);
+    const int64_t wanted = ceiling(int64_t(args.threads) * kPiecesPerThread, panels);
+    const int64_t groups = smaller(wanted, blocks);
+    parallel_for(args.threads, panels * groups, 1, [&](int64_t first, int64_t last) {
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t panel = item / groups, group = item % groups;
+        multiply_panel(panel, blocks * group / groups, blocks * (group + 1) / groups);
       }
-    }
+    });
   }
 };
 
 template <typename T>
 Status run(const MatrixProductArgs& args) {
+  constexpr int64_t kWidth = kLanes<T>;
+  constexpr int64_t kElements = kPackedBytes / int64_t(sizeof(T));
   Status status;
-  if (args.rows == 0 || args.columns == 0) return status;
-  if (args.depth == 0) {
-    __builtin_memset(args.c, 0, size_t(args.rows * args.columns) * sizeof(T));
-    return status;
-  }
-  using Whole = Product<T>;
-  const int64_t shared = Whole::panel_elements(args), own = Whole::tile_elements(args);
-  const int threads = args.threads < 1 ? 1 : args.threads;
-  T* memory = static_cast<T*>(thread_scratch(size_t(shared + threads * own) * sizeof(T)));
-  if (memory == nullptr) {
+  const int64_t most =
+      smaller(ceiling(args.rows, kWidth), 1 + kElements / (args.depth * kWidth)) * kWidth;
+  T* packed = static_cast<T*>(thread_scratch(size_t(most * args.depth) * sizeof(T)));
+  if (packed == nullptr) {
     status.code = kOutOfMemory;
     return status;
   }
-  for_each_direction(threads, 1, false, [&](int, const Team& team) {
-    Whole{args, memory, memory + shared + team.rank * own}.run(team);
-  });
+  for (int64_t row = 0; row < args.rows; row += most)
+    Product<T>{args, row, smaller(most, args.rows - row), packed}.run();
   return status;
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,7 +22,17 @@ from ctxfast import ops
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, BertConfig
 from ctxfast.bert.inputs import PackedInputs, coordinates
 from ctxfast.bert.selection import Selection
-from ctxfast.nn.packed_linear import PackedLinear, PackedModule, linear, stacked_linear
+from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves, fuse_layer
+from ctxfast.nn.fusion import is_stock
+from ctxfast.nn.packed_linear import (
+    PackedLinear,
+    PackedModule,
+    is_fusable,
+    linear,
+    packed_copies,
+    stacked_linear,
+    takes_any_rows,
+)
 from ctxfast.packed import PackedBatch
 
 
@@ -268,6 +279,44 @@ class BertLayer(nn.Module):
             plan = AttentionPlan.of_rows(selection)
         return parts["output"](parts["intermediate"](attended), attended, plan), weights
 
+    def fused(self, hidden: Tensor) -> EncoderLayer | None:
+        """The layer as one native call on states like `hidden`, or None where its parts have to be called."""
+        own = submodules(self)
+        attention, feed_forward, second = own["attention"], own["intermediate"], own["output"]
+        attend, first = (submodules(attention)[name] for name in ("self", "output"))
+        parts = (self, attention, attend, first, feed_forward, second)
+        if not all(map(is_stock, parts, _PARTS)) or feed_forward.activation is not None:
+            return None
+        inputs, first_parts, second_parts = attend._modules, first._modules, second._modules
+        stacked = (inputs["query"], inputs["key"], inputs["value"])
+        single = (first_parts["dense"], feed_forward._modules["dense"], second_parts["dense"])
+        dropouts = (inputs["dropout"], first_parts["dropout"], second_parts["dropout"])
+        if any(map(_rate, dropouts)) or not all(map(is_fusable, (*stacked, *single))):
+            return None
+        norms = [
+            (norm._parameters.get("weight"), norm._parameters.get("bias"), norm.eps)
+            for norm in (first_parts["LayerNorm"], second_parts["LayerNorm"])
+        ]
+        return fuse_layer(
+            hidden.shape[1],
+            packed_copies(attend, stacked, single, hidden),
+            [module._parameters.get("bias") for module in single],
+            (norms[0], norms[1]),
+            feed_forward.fused or "none",
+            attend.num_attention_heads,
+            attend.attention_head_size**-0.5,
+        )
+
+
+_PARTS = (
+    BertLayer,
+    BertAttention,
+    BertSelfAttention,
+    BertSelfOutput,
+    BertIntermediate,
+    BertOutput,
+)
+
 
 class BertEncoder(nn.Module):
     """The stack of layers.
@@ -280,6 +329,14 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
+
+    def takes_any_rows(self) -> bool:
+        """Whether the packed weights of a call that begins now serve every number of rows alike."""
+        if not len(self.layer):
+            return True
+        attention: Any = self.layer[0].attention.self  # type: ignore[union-attr]
+        parameter = next(attention.parameters())
+        return bool(attention.pack and not attention.training and takes_any_rows(parameter))
 
     def forward(
         self,
@@ -296,7 +353,14 @@ class BertEncoder(nn.Module):
         states, attentions = [hidden] if output_hidden_states else [], []
         everything = output_hidden_states or plan.output_attentions
         last = None if selection is None or everything else len(self.layer) - 1
+        fused = self._fused(hidden, plan, len(self.layer) if last is None else last)
+        run = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen) if fused else None
         for number, layer in enumerate(self.layer):
+            if run is not None and number < len(fused):
+                hidden = run(fused[number], hidden)
+                if output_hidden_states:
+                    states.append(hidden)
+                continue
             arguments = (hidden, plan, selection) if number == last else (hidden, plan)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 hidden, weights = checkpoint(layer, *arguments, use_reentrant=False)
@@ -309,3 +373,18 @@ class BertEncoder(nn.Module):
         if selection is not None and (last is None or last < 0):
             hidden = selection.take(hidden)
         return hidden, states, attentions
+
+    def _fused(self, hidden: Tensor, plan: AttentionPlan, count: int) -> list[EncoderLayer]:
+        """The first `count` layers as native calls, or nothing where one of them has to be called by its parts."""
+        fused: list[EncoderLayer] = []
+        if plan.output_attentions or plan.attn_mask is not None or count < 1:
+            return fused
+        first: Any = self.layer[0].attention.self  # type: ignore[union-attr]
+        if not encoder_layer_serves(hidden, first.num_attention_heads):
+            return fused
+        for layer in islice(self.layer, count):
+            call = layer.fused(hidden) if type(layer) is BertLayer else None
+            if call is None:
+                return []
+            fused.append(call)
+        return fused

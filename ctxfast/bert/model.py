@@ -165,7 +165,8 @@ class BertModel(BertPreTrainedModel):
         self.last_padding = inputs.padding
         batch = inputs.batch
         rows = batch if selection is None else selection.batch
-        inputs = round_rows(inputs)
+        if not (batch.total and self.encoder.takes_any_rows()):
+            inputs = round_rows(inputs)
         last, hidden, attentions = self.encoder(
             self.embeddings(inputs),
             AttentionPlan.of(inputs, output_attentions),

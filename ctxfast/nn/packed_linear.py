@@ -1,7 +1,8 @@
 """Linear layers that keep a packed copy of their weight for inference, and the rules under which the copy is used.
 
 Libraries for matrix products reorder a weight into their own blocked layout on every call, unless they are given it
-reordered. The copy belongs to a module, never to a global table, and serves only calls without gradients in evaluation
+reordered. There is one copy: in float32 in the layout of csrc, which serves any number of rows, in bfloat16 in that of
+oneDNN. The copy belongs to a module, never to a global table, and serves only calls without gradients in evaluation
 mode. It is dropped by `.train()`, `.to()` and its relatives, `load_state_dict`, deepcopy and pickling, and by every
 forward that records gradients, because fused optimisers change a weight without raising its version. It is rebuilt when
 the parameter object, its address, shape, dtype, version or one of a few sampled values differ. What escapes all that, a
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
-from ctxfast.ops import _dispatch, _onednn
+from ctxfast.ops import _dispatch, _native_linear, _onednn
 from ctxfast.reference.linear import ACTIVATIONS
 
 # The layout that oneDNN chooses for this many rows was within 5 % of the best one for every count from 16 to 2,048.
@@ -69,10 +70,14 @@ def _sources(weights: Weights, biases: Biases) -> list[Tensor]:
     return [*weights, *(bias for bias in biases if bias is not None)]
 
 
-class _Copy:
-    """A packed weight [N, K], the bias [N] of stacked layers, and the fingerprints of what they were made from."""
+class PackedCopy:
+    """A packed weight, the bias [N] of stacked layers, and the fingerprints of what they were made from.
 
-    __slots__ = ("bias", "fingerprints", "weight")
+    plain: what `ops.linear` takes as weight [N, K] where nobody holds the plain one. It has the shape; whoever read
+    its values instead of the packed ones would get NaN.
+    """
+
+    __slots__ = ("bias", "fingerprints", "plain", "weight")
 
     def __init__(self, weights: Weights, biases: Biases, dtype: torch.dtype) -> None:
         sources = _sources(weights, biases)
@@ -81,7 +86,8 @@ class _Copy:
         with torch.inference_mode(False), torch.no_grad():
             weight = sources[0] if count == 1 else torch.cat(sources[:count])
             self.bias = torch.cat(sources[count:]).to(dtype) if len(sources) > count else None
-            self.weight = _onednn.pack(weight.to(dtype), _EXPECTED_ROWS)
+            self.weight = _pack(weight.to(dtype))
+            self.plain = torch.full((1, 1), torch.nan, dtype=dtype).expand(weight.shape)
             self.fingerprints = [_Fingerprint(source) for source in sources]
 
     def matches(self, weights: Weights, biases: Biases) -> bool:
@@ -91,9 +97,20 @@ class _Copy:
         )
 
     @property
+    def in_panels(self) -> bool:
+        """Whether it has the layout of csrc."""
+        return self.weight.layout is torch.strided
+
+    @property
     def nbytes(self) -> int:
         tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    if _native_linear.pack_refuses(weight.dtype) is None:
+        return _native_linear.pack(weight)
+    return _onednn.pack(weight, _EXPECTED_ROWS)
 
 
 class PackedModule(nn.Module):
@@ -108,7 +125,7 @@ class PackedModule(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pack = True
-        self._copy: _Copy | None = None
+        self._copy: PackedCopy | None = None
 
     @property
     def packed_bytes(self) -> int:
@@ -120,15 +137,17 @@ class PackedModule(nn.Module):
         """Forgets the packed copy; the next call that may use one makes it again."""
         self._copy = None
 
-    def packed_weight(self, linears: Sequence[nn.Linear], input: Tensor) -> _Copy | None:
+    def packed_weight(self, linears: Sequence[nn.Linear], input: Tensor) -> PackedCopy | None:
         """The valid packed copy of `linears`, made if need be, or None where the plain weights must run."""
         return self._packed([x.weight for x in linears], [x.bias for x in linears], input)
 
-    def packed_parameters(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
+    def packed_parameters(
+        self, weights: Weights, biases: Biases, input: Tensor
+    ) -> PackedCopy | None:
         """The same for the parameters themselves."""
         return self._packed(weights, biases, input)
 
-    def _packed(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
+    def _packed(self, weights: Weights, biases: Biases, input: Tensor) -> PackedCopy | None:
         if torch.is_grad_enabled():
             self._copy = None
             return None
@@ -141,7 +160,7 @@ class PackedModule(nn.Module):
         if not _packable(weights, biases, input, self.cast):
             self._copy = None
             return None
-        self._copy = copy = _Copy(weights, biases, dtype)
+        self._copy = copy = PackedCopy(weights, biases, dtype)
         return copy
 
     def train(self, mode: bool = True) -> PackedModule:
@@ -170,6 +189,21 @@ def _permitted(input: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and input.numel() > 0
+        and type(input) in (Tensor, nn.Parameter)
+        and not input.is_neg()
+    )
+
+
+def takes_any_rows(parameter: Tensor) -> bool:
+    """Whether packed copies of parameters like this one serve every number of rows alike.
+
+    To the GEMM library a number of rows that is new costs time, so that callers round it up.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and _permitted(parameter)
+        and _native_linear.pack_refuses(parameter.dtype) is None
+        and parameter.is_cpu
     )
 
 
@@ -239,9 +273,23 @@ def stacked_linear(
         copy = owner._packed([w for w, _ in pairs], [b for _, b in pairs], input)
     if copy is None:
         return tuple(linear(module, input) for module in modules)
-    # The packed weight stands for the stacked one, of which there is no plain copy.
-    output = ops.linear(input, copy.weight, copy.bias, packed=copy.weight)
+    output = ops.linear(input, copy.plain, copy.bias, packed=copy.weight)
     return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
+
+
+def packed_copies(
+    owner: PackedModule, stacked: Sequence[nn.Module], single: Sequence[nn.Module], input: Tensor
+) -> list[PackedCopy | None]:
+    """The valid copies of the layers that `owner` holds stacked, and of others that hold their own; all are fusable.
+
+    input: stands for the input of all of them, as to dtype and device
+    """
+    pairs = [_parameters(module) for module in stacked]  # type: ignore[arg-type]
+    copies = [owner._packed([w for w, _ in pairs], [b for _, b in pairs], input)]
+    for module in single:
+        weight, bias = _parameters(module)  # type: ignore[arg-type]
+        copies.append(module._packed((weight,), (bias,), input))  # type: ignore[operator]
+    return copies
 
 
 def refresh(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctxfast.ops._lstm import Direction, Gradients, Kept, Recurrence, Sequences
 from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
-from ctxfast.ops._native_linear import product
+from ctxfast.ops._native_matrix_product import product
 
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
 

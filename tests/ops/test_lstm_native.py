@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from ctxfast.ops import _native, _native_linear
+from ctxfast.ops import _native
 from tests.ops.implementations import only
 from tests.ops.lstm_cases import assert_like_float64, call, results_and_gradients, tensors
 from tests.oracle import CAPS, assert_matches
@@ -208,35 +208,6 @@ def test_every_batch_with_every_number_of_steps(batch, steps):
 def test_gradients_are_as_exact_as_those_of_torch():
     """The gradient of the input sums over 4096 gates, those of the weights over 640 steps of sequences."""
     assert_like_float64(tensors(32, 20, 16, 1024, 32, scale=0.5))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(
-    "sizes", [(1, 1, 1), (7, 1, 65), (2, 129, 3), (13, 900, 70), (50, 20, 1030), (6, 0, 5)]
-)
-def test_product(isa, sizes, transposed, dtype):
-    rows, depth, columns = sizes
-    a = (
-        torch.randn(depth, rows, dtype=dtype).t()
-        if transposed
-        else torch.randn(sizes[:2]).to(dtype)
-    )
-    b = torch.randn(depth, columns, dtype=dtype)
-    found, exact = _native_linear.product(a, b), a.double() @ b.double()
-    if dtype == torch.float64:
-        torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
-    else:
-        assert_matches(found, a @ b, exact)
-    for number in (2, 3):
-        torch.set_num_threads(number)
-        assert torch.equal(_native_linear.product(a, b), found)
-    strided = torch.randn(depth, 2 * columns, dtype=dtype)[:, ::2]
-    same = _native_linear.product(a, strided.contiguous())
-    assert torch.equal(_native_linear.product(a, strided), same)
-    spread = torch.randn(1, depth, dtype=dtype).expand(rows, depth)
-    same = _native_linear.product(spread.contiguous(), b)
-    assert torch.equal(_native_linear.product(spread, b), same)
 
 
 def test_two_directions_at_once_are_two_calls():
