@@ -1,8 +1,8 @@
 """Linear layers that keep a packed copy of their weight for inference, and the rules under which the copy is used.
 
 Libraries for matrix products reorder a weight into their own blocked layout on every call, unless they are given it
-reordered. There is one copy: in float32 in the layout of csrc, which serves any number of rows, in bfloat16 in that of
-oneDNN. The copy belongs to a module, never to a global table, and serves only calls without gradients in evaluation
+reordered. There is one copy: in the layout of csrc, which serves any number of rows, or, for what csrc does not take, in
+that of oneDNN. The copy belongs to a module, never to a global table, and serves only calls without gradients in evaluation
 mode. It is dropped by `.train()`, `.to()` and its relatives, `load_state_dict`, deepcopy and pickling, and by every
 forward that records gradients, because fused optimisers change a weight without raising its version. It is rebuilt when
 the parameter object, its address, shape, dtype, version or one of a few sampled values differ. What escapes all that, a
@@ -108,7 +108,7 @@ class PackedCopy:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    if _native_linear.pack_refuses(weight.dtype) is None:
+    if _native_linear.pack_refuses(weight) is None:
         return _native_linear.pack(weight)
     return _onednn.pack(weight, _EXPECTED_ROWS)
 
@@ -195,14 +195,15 @@ def _permitted(input: Tensor) -> bool:
 
 
 def takes_any_rows(parameter: Tensor) -> bool:
-    """Whether packed copies of parameters like this one serve every number of rows alike.
+    """Whether packed copies of weights like this one serve every number of rows alike.
 
     To the GEMM library a number of rows that is new costs time, so that callers round it up.
     """
     return (
         not torch.is_grad_enabled()
         and _permitted(parameter)
-        and _native_linear.pack_refuses(parameter.dtype) is None
+        and parameter.dim() == 2
+        and _native_linear.pack_refuses(parameter) is None
         and parameter.is_cpu
     )
 

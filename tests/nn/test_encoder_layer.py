@@ -63,10 +63,11 @@ def by_parts(bert: nn.Module, *inputs: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "tanh"])
 @pytest.mark.parametrize("lengths", [(1,), (12,), (7, 0, 20), (33, 48, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gives_the_bits_of_its_parts(
-    calls: list[Tensor], act: str, lengths: tuple[int, ...]
+    calls: list[Tensor], act: str, lengths: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    bert = model(hidden_act=act)
+    bert = model(hidden_act=act).to(dtype)
     inputs = batch(*lengths)
     with torch.inference_mode():
         found = bert(*inputs, output_hidden_states=True)
