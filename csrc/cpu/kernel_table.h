@@ -5,6 +5,7 @@
 #include "cpu/attention.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
+#include "cpu/quantize.h"
 
 // clang-format off
 #define CTXFAST_CPU_OPERATORS(apply)                            \
@@ -14,7 +15,9 @@
   apply(embed_layer_norm_backward, EmbedLayerNormBackwardArgs)  \
   apply(attention_forward, AttentionForwardArgs)                \
   apply(attention_backward, AttentionBackwardArgs)              \
-  apply(cross_entropy, CrossEntropyArgs)
+  apply(cross_entropy, CrossEntropyArgs)                        \
+  apply(quantize_rows, QuantizeRowsArgs)                        \
+  apply(dequantize_rows, DequantizeArgs)
 // clang-format on
 
 namespace ctxfast {

@@ -7,6 +7,7 @@ from ctxfast.nn.packed_linear import (
     packed_bytes,
     refresh,
     set_packing,
+    set_precision,
 )
 from ctxfast.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
@@ -19,4 +20,5 @@ __all__ = [
     "packed_bytes",
     "refresh",
     "set_packing",
+    "set_precision",
 ]

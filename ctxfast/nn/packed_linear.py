@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.ops import _dispatch, _onednn
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 from ctxfast.reference.linear import ACTIVATIONS
 
 # The layout that oneDNN chooses for this many rows was within 5 % of the best one for every count from 16 to 2,048.
@@ -70,18 +71,26 @@ def _sources(weights: Weights, biases: Biases) -> list[Tensor]:
 
 
 class _Copy:
-    """A packed weight [N, K], the bias [N] of stacked layers, and the fingerprints of what they were made from."""
+    """A packed weight [N, K], the bias [N] of stacked layers, and the fingerprints of what they were made from.
 
-    __slots__ = ("bias", "fingerprints", "weight")
+    precision: None, the dtype of the parameters; "bfloat16"; or "int8", with the scale [N] of each output channel.
+    """
 
-    def __init__(self, weights: Weights, biases: Biases) -> None:
+    __slots__ = ("bias", "fingerprints", "precision", "scales", "weight")
+
+    def __init__(self, weights: Weights, biases: Biases, precision: str | None) -> None:
         sources = _sources(weights, biases)
         count = len(weights)
         # Outside inference mode, so that the copy also serves calls under no_grad.
         with torch.inference_mode(False), torch.no_grad():
             weight = sources[0] if count == 1 else torch.cat(sources[:count])
             self.bias = torch.cat(sources[count:]) if len(sources) > count else None
-            self.weight = _onednn.pack(weight, _EXPECTED_ROWS)
+            self.precision, self.scales = precision, None
+            if precision == "int8":
+                self.weight, self.scales = ops.quantize_weight(weight)
+            else:
+                weight = weight.bfloat16() if precision == "bfloat16" else weight
+                self.weight = _onednn.pack(weight, _EXPECTED_ROWS)
             self.fingerprints = [_Fingerprint(source) for source in sources]
 
     def matches(self, weights: Weights, biases: Biases) -> bool:
@@ -92,19 +101,33 @@ class _Copy:
 
     @property
     def nbytes(self) -> int:
-        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        tensors = (self.weight, self.scales, self.bias)
+        return sum(x.numel() * x.element_size() for x in tensors if x is not None)
+
+    def linear(self, input: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+        """activation(input @ weight^T + bias) in the precision of the copy, returned in the dtype of input."""
+        if self.precision == "int8":
+            scales = cast("Tensor", self.scales)
+            return ops.linear_int8(input, self.weight, scales, bias, activation=activation)
+        dtype = input.dtype
+        if self.precision == "bfloat16":
+            input, bias = input.bfloat16(), None if bias is None else bias.bfloat16()
+        # The packed weight stands for the plain one, of which a stacked or narrower copy has none.
+        output = ops.linear(input, self.weight, bias, activation=activation, packed=self.weight)
+        return output.to(dtype)
 
 
 class PackedModule(nn.Module):
     """Base of modules that hold the packed weight of one linear layer, or of several that read the same input.
 
     pack: set it to False, or use `set_packing`, to run on the plain weights and save the memory of the copy.
+    precision: None, "bfloat16" or "int8", from `set_precision`: the compute type wherever the copy serves.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pack = True
+        self.precision: str | None = None
         self._copy: _Copy | None = None
 
     @property
@@ -133,7 +156,9 @@ class PackedModule(nn.Module):
         if not _packable(weights, biases, input):
             self._copy = None
             return None
-        self._copy = copy = _Copy(weights, biases)
+        # bfloat16 parameters have that precision already.
+        precision = None if input.dtype.itemsize == 2 and self.precision != "int8" else self.precision
+        self._copy = copy = _Copy(weights, biases, precision)
         return copy
 
     def train(self, mode: bool = True) -> PackedModule:
@@ -196,6 +221,8 @@ class PackedLinear(PackedModule, nn.Linear):
         """activation(input @ weight^T + bias): input [..., K] -> [..., N]; activation as in `ctxfast.ops.linear`."""
         weight, bias = _parameters(self)
         copy = self._packed((weight,), (bias,), input)
+        if copy is not None and copy.precision is not None:
+            return copy.linear(input, bias, activation)
         packed = None if copy is None else copy.weight
         return ops.linear(input, weight, bias, activation=activation, packed=packed)
 
@@ -231,8 +258,7 @@ def stacked_linear(
         copy = owner._packed([w for w, _ in pairs], [b for _, b in pairs], input)
     if copy is None:
         return tuple(linear(module, input) for module in modules)
-    # The packed weight stands for the stacked one, of which there is no plain copy.
-    output = ops.linear(input, copy.weight, copy.bias, packed=copy.weight)
+    output = copy.linear(input, copy.bias, None)
     return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
 
 
@@ -248,6 +274,34 @@ def set_packing(model: nn.Module, pack: bool) -> None:
     for module in model.modules():
         if isinstance(module, PackedModule):
             module.pack = pack
+            module.drop_packed()
+
+
+def set_precision(model: nn.Module, precision: str | None) -> None:
+    """Sets the compute type of the linear layers of `model` for calls without gradients in evaluation mode.
+
+    precision: None, the dtype of the parameters (exact); "bfloat16"; or "int8", one scale for each output channel and
+        each row of the input. Parameters, their dtype and the state_dict stay as they are; training and calls that
+        record gradients run on them.
+
+    Raises ValueError for another name, and where this machine cannot compute in that type.
+    """
+    if precision not in (None, "bfloat16", "int8"):
+        raise ValueError(
+            f"set_precision: precision must be None, 'bfloat16' or 'int8', got {precision!r}"
+        )
+    reason = None
+    if precision == "int8":
+        reason = int8_unavailable_reason()
+    elif precision == "bfloat16":
+        reason = _onednn.linear_refuses(
+            torch.empty(1, 1, dtype=torch.bfloat16), torch.empty(1, 1), None, "none", None, None
+        )
+    if reason is not None:
+        raise ValueError(f"set_precision: {precision} is not available here: {reason}")
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.precision = precision
             module.drop_packed()
 
 

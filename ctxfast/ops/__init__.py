@@ -16,6 +16,7 @@ from ctxfast.ops.embed_layer_norm import embed_layer_norm
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
 from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
+from ctxfast.ops.linear_int8 import linear_int8, quantize_weight
 
 __all__ = [
     "add_layer_norm",
@@ -27,5 +28,7 @@ __all__ = [
     "embed_layer_norm",
     "linear",
     "linear_cross_entropy",
+    "linear_int8",
+    "quantize_weight",
     "use_backend",
 ]

@@ -53,6 +53,7 @@ class _AddLayerNorm:
 
     def __init__(
         self,
+        output: Tensor | None,
         input: Tensor,
         residual: Tensor | None,
         weight: Tensor | None,
@@ -62,7 +63,6 @@ class _AddLayerNorm:
         seed: Tensor | None,
         sequence_ids: Tensor | None,
         positions: Tensor | None,
-        output: Tensor | None = None,
     ) -> None:
         self.columns = input.shape[-1]
         input, input_stride = _rows(input)
@@ -97,14 +97,14 @@ class _AddLayerNorm:
         )
 
 
-def add_layer_norm(input: Tensor, *arguments: Any) -> Tensor:
+def add_layer_norm(input: Tensor, residual: Tensor | None, *arguments: Any) -> Tensor:
     """LayerNorm(dropout(input) + residual) [..., N]; arguments of the registered operator.
 
     weight and bias may be None, or float32 beside bfloat16.
     """
     output = torch.empty(input.shape, dtype=input.dtype)
     if output.numel() > 0:
-        call = _AddLayerNorm(input, *arguments, output)
+        call = _AddLayerNorm(output, input, residual, *arguments)
         _check("add_layer_norm", _module().add_layer_norm(call.forward, call.dropout))
     return output
 
@@ -119,7 +119,7 @@ def add_layer_norm_backward(
     dinput = torch.empty(input.shape, dtype=input.dtype)
     if input.numel() == 0:
         return dinput, input.new_empty(0), torch.zeros_like(weight), torch.zeros_like(weight)
-    call = _AddLayerNorm(input, residual, weight, *rest)
+    call = _AddLayerNorm(None, input, residual, weight, *rest)
     dresidual = (
         torch.empty(input.shape, dtype=input.dtype)
         if residual is not None and call.dropout

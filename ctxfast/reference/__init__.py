@@ -23,6 +23,7 @@ from ctxfast.reference.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
 )
+from ctxfast.reference.linear_int8 import linear_int8, quantize_rows
 
 __all__ = [
     "add_layer_norm",
@@ -42,4 +43,6 @@ __all__ = [
     "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
+    "linear_int8",
+    "quantize_rows",
 ]

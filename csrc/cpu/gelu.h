@@ -1,0 +1,35 @@
+// Activations on vectors of float, for results that are float or narrower.
+//
+//   gelu(x)        x * Phi(x) exactly, with erf (Hendrycks and Gimpel 2016): absolute error below
+//                  1.1e-7 * max(1, |x|), relative error below 1e-6 down to x = -5
+//   gelu_tanh(x)   x / (1 + exp(-2 u)), u = sqrt(2 / pi) * (x + 0.044715 x^3)
+//   tanh(x)        1 - 2 / (exp(2x) + 1): absolute error below 2e-7
+#pragma once
+
+#include "cpu/simd_math.h"
+
+CTXFAST_NAMESPACE_BEGIN
+
+// erfc(z) * exp(z^2), a polynomial in t = 1 / (1 + 0.36 z) for 0 <= z <= 9.5, minimax for the
+// relative error (7e-9).
+constexpr float kScaledErfc[] = {-3.221496715e-05f, 0.2038545706f, 0.1955409857f,  0.2341033468f,
+                                 -0.0001716266275f, 0.5282542234f, -0.5673848386f, 0.7162303034f,
+                                 -0.3808043428f,    0.07040958622f};
+
+CTXFAST_INLINE Vec<float> gelu(Vec<float> x) {
+  const Vec<float> size = x < 0.0f ? -x : x;
+  const Vec<float> t = 1.0f / (1.0f + size * (0.36f * 0.70710678118654752f));
+  const Vec<float> upper =
+      0.5f * polynomial<float>(kScaledErfc, t) * exp<float>(x * x * -0.5f);  // Phi(-|x|)
+  const Vec<float> below = x < 0.0f ? upper : 1.0f - upper;
+  return x * below;
+}
+
+CTXFAST_INLINE Vec<float> gelu_tanh(Vec<float> x) {
+  const Vec<float> u = x * (1.5957691216057308f + 0.07135481627159788f * (x * x));  // 2 u
+  return x / (1.0f + exp<float>(-u));
+}
+
+CTXFAST_INLINE Vec<float> tanh(Vec<float> x) { return 1.0f - 2.0f / (exp<float>(x + x) + 1.0f); }
+
+CTXFAST_NAMESPACE_END
