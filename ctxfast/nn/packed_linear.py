@@ -157,7 +157,9 @@ class PackedModule(nn.Module):
             self._copy = None
             return None
         # bfloat16 parameters have that precision already.
-        precision = None if input.dtype.itemsize == 2 and self.precision != "int8" else self.precision
+        precision = (
+            None if input.dtype.itemsize == 2 and self.precision != "int8" else self.precision
+        )
         self._copy = copy = _Copy(weights, biases, precision)
         return copy
 

@@ -20,7 +20,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().nan_to_num(0.0).amax(1)
     inverse = torch.where(largest > 1e-30, 127.0 / largest, 0.0)
     scales = largest / 127.0 + (x - x).sum(1)
-    return (x * inverse.unsqueeze(1)).nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8), scales
+    return (x * inverse.unsqueeze(1)).nan_to_num(0.0).round().clamp(-127, 127).to(
+        torch.int8
+    ), scales
 
 
 def linear_int8(

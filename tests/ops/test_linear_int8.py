@@ -24,7 +24,9 @@ def arguments(rows, k, n, dtype=torch.float32):
 
 def exactly(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, activation: str | None):
     rows, row_scales = reference.quantize_rows(x)
-    z = (rows.double() * row_scales.double().unsqueeze(1)) @ (weight * scales.double().unsqueeze(1)).t()
+    z = (rows.double() * row_scales.double().unsqueeze(1)) @ (
+        weight * scales.double().unsqueeze(1)
+    ).t()
     return ACTIVATIONS[activation or "none"](z if bias is None else z + bias.double())
 
 
