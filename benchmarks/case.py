@@ -32,7 +32,11 @@ class Case:
     flop: floating-point operations of valid tokens, multiply and add counted as two.
     traffic: bytes that must move at least once, by bytes an element.
     items, unit: what a user counts, for a rate: 64, "sentences".
+    steps: FLOP and elements read of parts that must follow each other, each bounded on its own; none: one part.
     facts: figures that describe the inputs, such as tokens and padded tokens.
+    curve, at: for a point of a scaling curve, the axis ("length") and where on it; the cases of a workload that name
+    one axis are one curve.
+    threads: what the case runs with, where that differs from the run.
     """
 
     workload: str
@@ -47,6 +51,10 @@ class Case:
     items: int
     unit: str
     facts: dict[str, float | int | str] = field(default_factory=dict)
+    steps: tuple[tuple[float, float], ...] = ()
+    curve: str = ""
+    at: float = 0.0
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ Williams et al. 2009).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +44,47 @@ class Ceilings:
         nearest = min(self.bandwidth, key=lambda mib: abs(np.log(mib * 2**20 / max(size, 1.0))))
         return self.bandwidth[nearest]
 
-    def limit(self, dtype: str, flop: float, traffic: float) -> tuple[float, str] | None:
-        """Seconds that the work takes at the ceilings, and which one binds: "compute" or "memory"."""
-        gemm, bandwidth = self.best_gemm(dtype), self.bandwidth_for(traffic)
+    def limit_of_steps(
+        self, dtype: str, steps: Sequence[tuple[float, float]], element: int
+    ) -> tuple[float, str] | None:
+        """Sum over steps (FLOP, elements) of the longer of arithmetic and memory, and which is most of it."""
+        total, shares = 0.0, {"compute": 0.0, "memory": 0.0}
+        bandwidth_size = max(elements for _, elements in steps) * element
+        for flop, elements in steps:
+            single = self.limit(dtype, flop, elements * element, bandwidth_size)
+            if single is None:
+                return None
+            total += single[0]
+            shares[single[1]] = shares.get(single[1], 0.0) + single[0]
+        return total, max(shares, key=lambda kind: shares[kind])
+
+    def limit(
+        self, dtype: str, flop: float, traffic: float, working_set: float | None = None
+    ) -> tuple[float, str] | None:
+        """Seconds that the work takes at the ceilings, and which one binds: "compute" or "memory".
+
+        working_set: bytes that are read again and again, by default all of the traffic
+        """
+        gemm = self.best_gemm(dtype)
+        bandwidth = self.bandwidth_for(traffic if working_set is None else working_set)
         if gemm is None or bandwidth is None:
             return None
         compute, memory = flop / (gemm * 1e9), traffic / (bandwidth * 1e9)
         return (compute, "compute") if compute >= memory else (memory, "memory")
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Ceilings:
+        """What `to_json` wrote."""
+        gemm = {
+            dtype: {
+                path: {int(rows): rate for rows, rate in rates.items()}
+                for path, rates in paths.items()
+            }
+            for dtype, paths in entry["gemm_gflops"].items()
+        }
+        return cls(
+            gemm, {int(size.split()[0]): rate for size, rate in entry["read_gb_per_s"].items()}
+        )
 
     def to_json(self) -> dict[str, object]:
         gemm = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Shape:
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
 
     def linear_shapes(self) -> list[tuple[int, int]]:
         """[out, in] of every linear of one layer."""
@@ -50,7 +58,7 @@ class Shape:
 
 
 def write_weights(directory: Path, shape: Shape, *, seed: int = 0) -> None:
-    """A Hugging Face BERT directory (config.json, model.safetensors) with random float32 weights.
+    """A Hugging Face BERT directory with random float32 weights, and a vocabulary of the words token5, token6, ...
 
     Biases and LayerNorm parameters are random too, every sub-layer contributes as much as the residual, and scores are
     large enough for attention to single out tokens: an error anywhere changes the output, in bfloat16 too.
@@ -94,21 +102,32 @@ def write_weights(directory: Path, shape: Shape, *, seed: int = 0) -> None:
     config = {
         "architectures": ["BertModel"],
         "model_type": "bert",
-        "hidden_act": "gelu",
         "pad_token_id": 0,
         **asdict(shape),
     }
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    words = [*SPECIAL, *(f"token{i}" for i in range(len(SPECIAL), shape.vocab_size))]
+    (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def read_weights(directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a directory in one dtype."""
-    from safetensors.torch import load_file
+    """The tensors of a directory in one dtype, under the names of a bare encoder."""
+    from ctxfast.bert.weights import read_checkpoint
 
-    tensors = load_file(directory / "model.safetensors")
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    tensors = read_checkpoint(directory, caller="bench")
+    return {_bare(name): tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def _bare(name: str) -> str:
+    """Without the prefix of a model with a head, and with today's names of a LayerNorm's parameters."""
+    name = name.removeprefix("bert.")
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        name = name.replace(old, new)
+    return name
 
 
 def forward(
@@ -127,6 +146,7 @@ def forward(
         name: weights[f"embeddings.{name}_embeddings.weight"]
         for name in ("word", "position", "token_type")
     }
+    activation = ACTIVATIONS[shape.hidden_act]
     h = tables["word"][ids] + tables["position"][positions] + tables["token_type"][0]
     h = norm("embeddings.LayerNorm", h)
     for i in range(shape.num_hidden_layers):
@@ -134,7 +154,7 @@ def forward(
         q, k, v = (linear(f"{layer}.attention.self.{x}", h) for x in ("query", "key", "value"))
         context = linear(f"{layer}.attention.output.dense", attend(q, k, v))
         h = norm(f"{layer}.attention.output.LayerNorm", h + context)
-        inner = F.gelu(linear(f"{layer}.intermediate.dense", h))
+        inner = activation(linear(f"{layer}.intermediate.dense", h))
         h = norm(f"{layer}.output.LayerNorm", h + linear(f"{layer}.output.dense", inner))
     return h
 

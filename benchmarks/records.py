@@ -16,6 +16,14 @@ SCHEMA = 1
 STATUSES = ("ok", "refused", "failed", "skipped")
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a candidate adds to a process: what stays after a pass (weights), and the most during one."""
+
+    held: int
+    peak: int
+
+
 @dataclass
 class Result:
     """One candidate on one case.
@@ -26,6 +34,8 @@ class Result:
     of_limit: the time at the measured ceilings divided by the median; limit: which ceiling.
     implementations: operator -> implementation -> calls, for ctxfast's own candidates; reasons: why an operator fell
     back to the reference.
+    intensity: FLOP a byte of the traffic that cannot be avoided; memory: as measured in a process of its own, or None.
+    profile: operator -> share of a pass, largest first, for ctxfast's own candidates.
     """
 
     workload: str
@@ -49,6 +59,9 @@ class Result:
     speedup: dict[str, Ratio] = field(default_factory=dict)
     implementations: dict[str, dict[str, int]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    intensity: float | None = None
+    memory: Memory | None = None
+    profile: dict[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -66,7 +79,10 @@ class Result:
 
 @dataclass
 class CaseResult:
-    """A case and its results. foreign: share of CPU time that other processes took while it was timed."""
+    """A case and its results. foreign: share of CPU time that other processes took while it was timed.
+
+    curve, at, threads: as in `Case`.
+    """
 
     workload: str
     case: str
@@ -81,6 +97,14 @@ class CaseResult:
     foreign: float | None = None
     noisy: bool = False
     interrupted: bool = False
+    curve: str = ""
+    at: float = 0.0
+    threads: int | None = None
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What a case is known by in another run: workload, case and size."""
+        return self.workload, self.case, self.size
 
     def find(self, label: str, dtype: str = "float32") -> Result | None:
         """The timed result of a candidate."""
@@ -96,13 +120,17 @@ class CaseResult:
 
 @dataclass
 class Run:
-    """environment: device, versions, commit; peers: name -> version or reason of absence; ceilings as measured."""
+    """environment: device, versions, commit; peers: name -> version or reason of absence; ceilings as measured.
+
+    left: the cases for which the time did not suffice.
+    """
 
     environment: dict[str, Any]
     peers: dict[str, str]
     ceilings: dict[str, Any]
     cases: list[CaseResult] = field(default_factory=list)
     interrupted: bool = False
+    left: list[str] = field(default_factory=list)
 
     @property
     def wrong(self) -> list[str]:
@@ -128,15 +156,14 @@ def case_lines(case: CaseResult) -> Iterator[str]:
     """The JSON lines of a case."""
     head = asdict(case)
     results = head.pop("results")
-    yield json.dumps({"record": "case", **head}, ensure_ascii=False)
+    yield json.dumps({"record": "case", **head, "candidates": len(results)}, ensure_ascii=False)
     for result in results:
         yield json.dumps({"record": "result", **result}, ensure_ascii=False)
 
 
 def write_case(stream: TextIO, case: CaseResult) -> None:
     """Append a case to JSON lines, so that an interrupted run keeps what is done."""
-    for line in case_lines(case):
-        stream.write(line + "\n")
+    stream.write("".join(f"{line}\n" for line in case_lines(case)))
     stream.flush()
 
 
@@ -146,10 +173,25 @@ def write_header(stream: TextIO, run: Run) -> None:
     stream.flush()
 
 
+def rewrite(path: Path, run: Run) -> None:
+    """Replace the file by a whole run: what a killed run left half written is gone, and more can be appended."""
+    unfinished = path.with_name(f".{path.name}.part")
+    with unfinished.open("w", encoding="utf-8") as stream:
+        write_header(stream, run)
+        for case in run.cases:
+            write_case(stream, case)
+    unfinished.replace(path)
+
+
 def read(path: Path) -> Run:
-    """The run in a file of JSON lines; ValueError where it is not one."""
+    """The run in a file of JSON lines; ValueError where it is not one.
+
+    A last case that a killed run left half written is left out.
+    """
     run: Run | None = None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    expected = 0  # results of the case in hand
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         try:
             entry = json.loads(line)
             kind = entry.pop("record")
@@ -158,6 +200,7 @@ def read(path: Path) -> Run:
                     raise ValueError("another schema")
                 run = Run(**entry)
             elif kind == "case" and run is not None:
+                expected = entry.pop("candidates", 0)
                 run.cases.append(CaseResult(results=[], **entry))
             elif kind == "result" and run is not None and run.cases:
                 run.cases[-1].results.append(_result(entry))
@@ -167,16 +210,19 @@ def read(path: Path) -> Run:
             raise ValueError(f"{path}: line {number} is no benchmark record ({error})") from None
     if run is None:
         raise ValueError(f"{path}: holds no benchmark records")
+    if run.cases and len(run.cases[-1].results) < expected:
+        run.cases.pop()
     return run
 
 
 def _result(entry: dict[str, Any]) -> Result:
-    seconds, error = entry.pop("seconds"), entry.pop("error")
+    seconds, error, memory = entry.pop("seconds"), entry.pop("error"), entry.pop("memory", None)
     speedup = {key: Ratio(**ratio) for key, ratio in entry.pop("speedup").items()}
     return Result(
         **entry,
         seconds=Summary(**seconds) if seconds else None,
         error=Deviation(**error) if error else None,
+        memory=Memory(**memory) if memory else None,
         speedup=speedup,
     )
 
@@ -195,7 +241,8 @@ CSV_COLUMNS = (
         "max_error",
         "rms_error",
     ),
-    *("gflops", "of_limit", "limit", "device", "threads", "torch", "ctxfast", "commit", "time"),
+    *("gflops", "of_limit", "limit", "intensity", "held_bytes", "peak_bytes"),
+    *("device", "threads", "torch", "ctxfast", "commit", "time"),
 )
 
 
@@ -226,4 +273,7 @@ def _csv_rows(run: Run) -> Iterable[dict[str, Any]]:
                 "p80": seconds.p80 if seconds else None,
                 "max_error": error.max if error else None,
                 "rms_error": error.rms if error else None,
+                "held_bytes": result.memory.held if result.memory else None,
+                "peak_bytes": result.memory.peak if result.memory else None,
+                "threads": case.threads or shared["threads"],
             }

@@ -1,4 +1,4 @@
-"""Results as text: a table for the terminal, one in Markdown, and README's block between its markers.
+"""Results as text for the terminal: a table a case, the machine, and what the run says as a whole.
 
 python -m ctxfast.benchmarks.report RESULTS.jsonl README.md     rewrites every block that the results have
 python -m ctxfast.benchmarks.report RESULTS.jsonl               prints the terminal tables
@@ -6,15 +6,15 @@ python -m ctxfast.benchmarks.report RESULTS.jsonl               prints the termi
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import peers
+from . import curves, peers
 from .records import CaseResult, Result, Run, read
 from .split import split_gain
 from .timing import NOISY_FOREIGN, NOISY_SPREAD, Ratio
+from .verdicts import behind, rivals
 from .workloads import WORKLOADS
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
@@ -27,6 +27,20 @@ def seconds(value: float) -> str:
             scaled = value / scale
             return f"{scaled:.{max(0, 2 - len(str(int(scaled))) + 1)}f} {unit}"
     raise AssertionError
+
+
+def short(dtype: str) -> str:
+    """fp32 for float32."""
+    return SHORT.get(dtype, dtype)
+
+
+def size(value: float) -> str:
+    """Bytes with three digits: 1.21 GiB, 437 MiB."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= scale:
+            scaled = value / scale
+            return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f} {unit}"
+    return f"{value:.0f} B"
 
 
 def ratio(value: Ratio | None) -> str:
@@ -62,31 +76,49 @@ def implementations(result: Result) -> str:
 
 
 def headline(case: CaseResult) -> str | None:
-    """The ratio to transformers at its best setting first, then on one padded batch.
+    """What each of ctxfast's candidates gains, over the peer that is hardest to beat first.
 
-    None without both figures, or where an operator of ctxfast ran on the reference.
+    For BERT that is transformers at its best setting, then on one padded batch; elsewhere the fastest peer of the same
+    type. None without a peer to compare with, or where an operator of ctxfast ran on the reference.
     """
+    sentences = []
+    for own in case.own():
+        if own.native and own.seconds is not None:
+            compared = _over_transformers(case, own) or _over_fastest(case, own)
+            if compared:
+                sentences.append(
+                    f"ctxfast {short(own.dtype)} takes {seconds(own.seconds.median)}, {compared}"
+                )
+    return "; ".join(sentences) or None
+
+
+def _over_transformers(case: CaseResult, own: Result) -> str | None:
     padded = case.find("transformers sdpa")
     buckets = case.find("transformers sdpa, length buckets")
     if padded is None or padded.seconds is None:
         return None
-    sentences = []
-    for own in case.own():
-        if not own.native or own.seconds is None:
-            continue
-        text = f"ctxfast {SHORT[own.dtype]} takes {seconds(own.seconds.median)}, "
-        in_one = f"{ratio(padded.speedup[own.dtype])} as fast as transformers fp32"
-        if buckets is None or buckets.seconds is None:
-            text += in_one
-        elif buckets.seconds.median <= padded.seconds.median:
-            text += f"{ratio(buckets.speedup[own.dtype])} as fast as transformers fp32 given "
-            text += (
-                f"length-sorted buckets ({ratio(padded.speedup[own.dtype])} on one padded batch)"
-            )
-        else:
-            text += f"{in_one} on one padded batch, its best setting"
-        sentences.append(text)
-    return "; ".join(sentences) or None
+    in_one = ratio(padded.speedup[own.dtype])
+    if buckets is None or buckets.seconds is None:
+        return f"{in_one} as fast as transformers fp32"
+    if buckets.seconds.median <= padded.seconds.median:
+        best = ratio(buckets.speedup[own.dtype])
+        return (
+            f"{best} as fast as transformers fp32 given length-sorted buckets "
+            f"({in_one} on one padded batch)"
+        )
+    return f"{in_one} as fast as transformers fp32 on one padded batch, its best setting"
+
+
+def _over_fastest(case: CaseResult, own: Result) -> str | None:
+    against = rivals(case, own)
+    if not against or own.dtype not in against[0].speedup:
+        return None
+    text = f"{ratio(against[0].speedup[own.dtype])} as fast as {against[0].label}"
+    eager = next((r for r in against if r.peer == peers.EAGER), None)
+    if len(against) == 1 or eager is None:
+        return text
+    others = "" if eager is against[0] else f" ({ratio(eager.speedup[own.dtype])} as fast as eager)"
+    return f"{text}, the fastest peer of this type{others}"
 
 
 def _spread(result: Result) -> str:
@@ -102,10 +134,11 @@ def _spread(result: Result) -> str:
     return f"{median} ({low}-{high})"
 
 
-def _columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
+def columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a case's table, one a timed candidate."""
     own = [result.dtype for result in case.own()]
     header = ["", "type", "median (p20-p80)", f"{case.unit}/s"]
-    header += [f"of ctxfast {SHORT[dtype]}" for dtype in own]
+    header += [f"of ctxfast {short(dtype)}" for dtype in own]
     header += ["GFLOP/s", "of limit", "max error", ""]
     rows = []
     for result in case.results:
@@ -115,17 +148,21 @@ def _columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 result.label,
-                SHORT.get(result.dtype, result.dtype),
+                short(result.dtype),
                 _spread(result),
                 "" if result.part else f"{case.items / result.seconds.median:,.1f}",
                 *(ratio(result.speedup.get(dtype)) for dtype in own),
-                f"{result.gflops:,.0f}" if result.gflops else "",
+                _rate(result.gflops) if result.gflops else "",
                 limit,
                 f"{result.error.max:.1e}" if result.error else "",
                 note(result),
             ]
         )
     return header, rows
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: frozenset[int]) -> list[str]:
@@ -145,7 +182,7 @@ def terminal(case: CaseResult) -> str:
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in case.facts.items())
     lines = [f"{case.workload} {case.case} ({case.size}): {case.description}"]
     lines.append("  ".join(filter(None, (facts, f"{case.gflop:.3g} GFLOP, {case.repeats} rounds"))))
-    header, rows = _columns(case)
+    header, rows = columns(case)
     if rows:
         lines += ["", *_aligned([header, *rows], frozenset({0, 1, len(header) - 1}))]
     for result in case.results:
@@ -156,6 +193,14 @@ def terminal(case: CaseResult) -> str:
         if result.implementations:
             lines.append(f"{result.key} ran {implementations(result)}")
     lines += filter(None, [headline(case)])
+    memory = [r for r in case.results if r.memory]
+    if memory:
+        rows = [["memory", "type", "peak", "held"]]
+        for result in memory:
+            assert result.memory is not None
+            figures = (size(result.memory.peak), size(result.memory.held))
+            rows.append([result.label, short(result.dtype), *figures])
+        lines += ["", *_aligned(rows, frozenset({0, 1}))]
     split = split_gain(case)
     if split is not None:
         lines += ["", "where the gain comes from", *split.lines()]
@@ -177,13 +222,36 @@ def warnings(case: CaseResult) -> list[str]:
     return found
 
 
+def summary(run: Run) -> list[str]:
+    """What a run says as a whole: the exponents of its curves, where a peer is ahead, what was not measured."""
+    lines = []
+    found = list(curves.find(run))
+    if found:
+        rows = [["curve", "", "type", "time ~ axis ^"]]
+        for curve in found:
+            exponent = curve.exponent
+            fitted = f"{exponent.value:.2f} [{exponent.low:.2f}, {exponent.high:.2f}]"
+            rows.append([f"{curve.workload} {curve.axis}", curve.label, short(curve.dtype), fitted])
+        lines += [*_aligned(rows, frozenset({0, 1, 2, 3})), ""]
+    ahead = list(behind(run))
+    for item in ahead:
+        kind = "" if item.same_type else f" (ctxfast {short(item.own.dtype)})"
+        lines.append(
+            f"behind: {item.case.workload} {item.case.case}, {item.peer.label} {short(item.peer.dtype)} "
+            f"takes {ratio(item.ratio)} our time{kind}"
+        )
+    if run.left:
+        lines.append(f"not measured for want of time: {', '.join(run.left)}")
+    return lines
+
+
 def environment(run: Run) -> str:
     """One paragraph: device, threads, versions, commit, ceilings."""
     about = run.environment
     libraries = ", ".join(f"{name} {version}" for name, version in about["libraries"].items())
     versions = ", ".join(f"{name} {version}" for name, version in run.peers.items())
     gemm = "; ".join(
-        f"{SHORT[dtype]} "
+        f"{short(dtype)} "
         + ", ".join(f"{path} {max(rates.values()):.0f}" for path, rates in paths.items())
         for dtype, paths in run.ceilings["gemm_gflops"].items()
     )
@@ -202,8 +270,11 @@ def environment(run: Run) -> str:
 
 def listing() -> str:
     """The workloads, and the peers with their versions or the reason of their absence."""
-    rows = [[f"  {workload.name}", workload.about] for workload in WORKLOADS.values()]
-    lines = ["workloads", *_aligned(rows, frozenset({0, 1})), "", "peers"]
+    rows = [
+        [f"  {w.name}", w.about, "only when named or with --full" if w.full else ""]
+        for w in WORKLOADS.values()
+    ]
+    lines = ["workloads", *_aligned(rows, frozenset({0, 1, 2})), "", "peers"]
     default = peers.default_names()
     rows = [
         [
@@ -216,73 +287,13 @@ def listing() -> str:
     return "\n".join(lines + _aligned(rows, frozenset({0, 1, 2})))
 
 
-def markdown(run: Run, workload: str) -> str:
-    """README's table of a workload: each case, its candidates, the split, and the machine."""
-    about = run.environment
-    blocks = []
-    for case in (case for case in run.cases if case.workload == workload):
-        own = [result.dtype for result in case.own()]
-        header = ["", "type", "time", *(f"of ctxfast {SHORT[d]}" for d in own), "max error"]
-        lines = [f"{case.description[0].upper()}{case.description[1:]}.", ""]
-        claim = headline(case)
-        if claim:
-            lines = [f"{lines[0]} {claim[0].upper()}{claim[1:]}.", ""]
-        lines += [f"| {' | '.join(header)} |", f"|---|---|{'--:|' * (len(header) - 2)}"]
-        for result in case.results:
-            if result.seconds is None or result.part:
-                continue
-            extra = f" ({note(result)})" if note(result) else ""
-            cells = [f"{result.label}{extra}", SHORT.get(result.dtype, result.dtype)]
-            cells.append(seconds(result.seconds.median))
-            cells += [ratio(result.speedup.get(dtype)) for dtype in own]
-            cells.append(f"{result.error.max:.0e}" if result.error else "")
-            lines.append(f"| {' | '.join(cells)} |")
-        split = split_gain(case)
-        if split is not None:
-            total = split.padded / split.own
-            lines += [
-                "",
-                f"Of the {total:.2f}x over one padded batch, {split.padding_factor:.2f}x is padding that "
-                f"length buckets remove too, {split.gemm_factor:.2f}x is torch's default GEMM against oneDNN's "
-                f"on the same tokens, and {split.rest_factor:.2f}x is the rest.",
-            ]
-        lines += ["", *(f"{warning[0].upper()}{warning[1:]}." for warning in warnings(case))]
-        blocks.append("\n".join(lines).rstrip())
-    blocks.append(
-        f"Median of {max((c.repeats for c in run.cases if c.workload == workload), default=0)} interleaved rounds with "
-        f"95 % bootstrap intervals; {about['device']}, {about['threads']} threads, torch {about['torch']}"
-        + (f", commit {about['commit']}" if about["commit"] else "")
-        + f"; `ctxfast bench {workload}`."
-    )
-    return "\n\n".join(blocks)
-
-
-def update_markers(text: str, name: str, block: str) -> str:
-    """`text` with what stands between `<!-- benchmark:NAME -->` and `<!-- /benchmark:NAME -->` replaced by `block`.
-
-    Raises ValueError unless there is exactly one such pair.
-    """
-    opening, closing = f"<!-- benchmark:{name} -->", f"<!-- /benchmark:{name} -->"
-    if (
-        text.count(opening) != 1
-        or text.count(closing) != 1
-        or text.index(opening) > text.index(closing)
-    ):
-        raise ValueError(f"report: text must hold one {opening} before one {closing}")
-    head, rest = text.split(opening)
-    return f"{head}{opening}\n{block.strip()}\n{closing}{rest.split(closing)[1]}"
-
-
-def marked(text: str) -> list[str]:
-    """The names of the blocks in a text."""
-    return re.findall(r"<!-- benchmark:([\w-]+) -->", text)
-
-
 def main(arguments: Sequence[str]) -> int:
     """See the module's docstring."""
     if len(arguments) not in (1, 2):
         print(__doc__, file=sys.stderr)
         return 2
+    from . import readme  # it formats with this module
+
     run = read(Path(arguments[0]))
     if len(arguments) == 1:
         print("\n\n".join([environment(run), *(terminal(case) for case in run.cases)]))
@@ -290,9 +301,9 @@ def main(arguments: Sequence[str]) -> int:
     target = Path(arguments[1])
     text = target.read_text(encoding="utf-8")
     measured = {case.workload for case in run.cases}
-    for name in marked(text):
+    for name in readme.marked(text):
         if name in measured:
-            text = update_markers(text, name, markdown(run, name))
+            text = readme.update_markers(text, name, readme.markdown(run, name))
     target.write_text(text, encoding="utf-8")
     return 0
 

@@ -6,17 +6,17 @@ output. ctxfast's own candidates run their check under the record of the operato
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from ctxfast.ops import _dispatch
 
-from . import checks, environment, peers, timing, workloads
+from . import checks, environment, memory, peers, profiling, timing, user_model, workloads
 from .case import BadOption, Candidate, Case, Unavailable, element_size
 from .ceilings import Ceilings
 from .ceilings import measure as measure_ceilings
@@ -28,18 +28,40 @@ Progress = Callable[
 ]  # what is being done, steps done, steps in all (0: unknown)
 
 OTHER_THREAD_POOLS = {"onnxruntime", "openvino", "ctranslate2"}
-MIN_SAMPLE = {"tiny": 0.002, "base": 0.05}  # seconds
+MIN_SAMPLE = {"tiny": 0.002, "base": 0.05, "large": 0.05}  # seconds
 SETTLE = 0.05  # seconds after which the threads of such a peer have stopped spinning
 
 
 @dataclass(frozen=True)
 class Options:
-    """size: of `workloads.SIZES`; threads: for every peer; peers: names, None for all but the slow ones."""
+    """size: of `workloads.SIZES`; threads: for every peer; peers: names, None for all but the slow ones.
+
+    budget: seconds of timing a case, for which rounds are left out; minutes: after which no further case begins.
+    memory: measure the memory of every candidate, each in a process of its own.
+    model: a user's model and text, measured in place of workloads.
+    """
 
     size: str = "base"
     threads: int | None = None
     repeats: int = 7
     peers: tuple[str, ...] | None = None
+    budget: float | None = None
+    minutes: float | None = None
+    memory: bool = False
+    model: user_model.UserModel | None = None
+
+    @property
+    def size_name(self) -> str:
+        """What the results call the size: a user's own model has no other."""
+        return "own" if self.model is not None else self.size
+
+    def check(self) -> None:
+        """Raises BadOption for a number that is no amount."""
+        for name in ("threads", "repeats", "budget", "minutes"):
+            value = getattr(self, name)
+            least = 1 if name in ("threads", "repeats") else 0
+            if value is not None and value < least:
+                raise BadOption(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass
@@ -59,30 +81,37 @@ def measure(
     names: Sequence[str],
     options: Options,
     *,
+    earlier: Run | None = None,
     on_start: Callable[[Run], None] = lambda run: None,
     on_case: Callable[[CaseResult], None] = lambda case: None,
     progress: Progress = lambda *_: None,
 ) -> Run:
     """Run workloads by name. Every finished case is handed to `on_case` at once.
 
+    earlier: an interrupted run of this machine and commit; its finished cases are taken over and not measured again.
+
     After Ctrl-C the case in hand keeps its complete rounds, and the run ends with `interrupted`. Raises
-    BadOption for an unknown workload, size or peer, and for a number of threads or repeats below 1.
+    BadOption for an unknown workload, size or peer, for a number below its least, and for an earlier run of another
+    machine or commit.
     """
-    for name, value in (("threads", options.threads), ("repeats", options.repeats)):
-        if value is not None and value < 1:
-            raise BadOption(f"{name} must be at least 1, got {value}")
-    cases = [workloads.cases(name, options.size) for name in names]
+    options.check()
+    cases = _cases(names, options)
     found = peers.find(options.peers)
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or before)
+    start = time.monotonic()
     try:
-        progress("measuring the ceilings of this machine", 0, 0)
-        ceilings = measure_ceilings(quick=options.size == "tiny")
-        run = Run(environment.describe(), _versions(found), ceilings.to_json())
+        run, ceilings = _begin(found, options, earlier, progress)
         on_start(run)
+        done = {case.identity for case in run.cases}
         try:
-            for case in chain.from_iterable(cases):
-                result = run_case(case, options, found, ceilings, progress)
+            for source, case in cases:
+                if (case.workload, case.name, options.size_name) in done:
+                    continue
+                if options.minutes is not None and time.monotonic() - start > 60 * options.minutes:
+                    run.left.append(f"{case.workload} {case.name}")
+                    continue
+                result = run_case(case, options, found, ceilings, progress, source=source)
                 run.cases.append(result)
                 run.interrupted = result.interrupted
                 on_case(result)
@@ -93,6 +122,38 @@ def measure(
     finally:
         torch.set_num_threads(before)
     return run
+
+
+def _cases(names: Sequence[str], options: Options) -> Iterator[tuple[tuple[str, ...], Case]]:
+    """Every case behind where it comes from, as `memory.find_case` takes it."""
+    if options.model is not None:
+        made = [(options.model.source, user_model.cases(options.model))]
+    else:
+        made = [
+            (("workload", name, options.size), workloads.cases(name, options.size))
+            for name in names
+        ]
+    return ((source, case) for source, found in made for case in found)
+
+
+def _begin(
+    found: Sequence[Peer], options: Options, earlier: Run | None, progress: Progress
+) -> tuple[Run, Ceilings]:
+    """The run to fill and the ceilings: measured, or those of the earlier run that is continued."""
+    here = environment.describe()
+    if earlier is not None:
+        for name in ("device", "threads", "torch", "commit"):
+            if earlier.environment.get(name) != here[name]:
+                raise BadOption(
+                    f"a run can only be continued with the same {name}, {here[name]} here, got "
+                    f"{earlier.environment.get(name)}"
+                )
+        kept = [case for case in earlier.cases if not case.interrupted]
+        run = Run(earlier.environment, earlier.peers, earlier.ceilings, kept)
+        return run, Ceilings.from_json(earlier.ceilings)
+    progress("measuring the ceilings of this machine", 0, 0)
+    ceilings = measure_ceilings(quick=options.size == "tiny")
+    return Run(here, _versions(found), ceilings.to_json()), ceilings
 
 
 def _versions(found: Sequence[Peer]) -> dict[str, str]:
@@ -109,9 +170,27 @@ def run_case(
     found: Sequence[Peer],
     ceilings: Ceilings,
     progress: Progress = lambda *_: None,
+    source: tuple[str, ...] = (),
 ) -> CaseResult:
-    """Prepare, check and time every candidate of a case."""
+    """Prepare, check and time every candidate of a case; measure its memory where that is asked for."""
     where = f"{case.workload} {case.name}"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads or threads)
+    try:
+        return _run_case(case, options, found, ceilings, source, where, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_case(
+    case: Case,
+    options: Options,
+    found: Sequence[Peer],
+    ceilings: Ceilings,
+    source: tuple[str, ...],
+    where: str,
+    progress: Progress,
+) -> CaseResult:
     with torch.inference_mode():
         prepared = prepare(case, found, lambda what: progress(f"{where}: {what}", 0, 0))
         used = {candidate.peer for candidate in prepared.candidates.values()}
@@ -119,8 +198,13 @@ def run_case(
             repeats=options.repeats,
             min_sample=MIN_SAMPLE[options.size],
             settle=SETTLE if used & OTHER_THREAD_POOLS else 0.0,
+            budget=options.budget,
         )
         steps, done = len(prepared.candidates) * (schedule.repeats + 1), 0
+
+        def planned(rounds: int) -> None:
+            nonlocal steps
+            steps = len(prepared.candidates) * (rounds + 1)
 
         def step(label: str) -> None:
             nonlocal done
@@ -128,12 +212,19 @@ def run_case(
             progress(f"{where}: timing {label}", done, steps)
 
         functions = {key: candidate.run for key, candidate in prepared.candidates.items()}
-        samples = timing.interleave(functions, schedule, progress=step)
+        samples = timing.interleave(functions, schedule, progress=step, planned=planned)
         _finish(case, prepared, samples, ceilings)
+        if not samples.interrupted:
+            _profile(prepared)
+    wanted = (
+        options.memory and source and not case.curve
+    )  # a process for every point would take hours
+    if wanted and memory.available() and not samples.interrupted:
+        _measure_memory(case, prepared, source, lambda what: progress(f"{where}: {what}", 0, 0))
     return CaseResult(
         workload=case.workload,
         case=case.name,
-        size=options.size,
+        size=options.size_name,
         description=case.description,
         items=case.items,
         unit=case.unit,
@@ -144,6 +235,9 @@ def run_case(
         foreign=samples.foreign,
         noisy=samples.foreign is not None and samples.foreign > timing.NOISY_FOREIGN,
         interrupted=samples.interrupted,
+        curve=case.curve,
+        at=case.at,
+        threads=case.threads,
     )
 
 
@@ -248,10 +342,37 @@ def _finish(case: Case, prepared: Prepared, samples: timing.Samples, ceilings: C
             }
         flop = prepared.candidates[result.key].flop or case.flop
         result.gflops = flop / result.seconds.median / 1e9
-        traffic = case.traffic(element_size(result.dtype))
-        limit = ceilings.limit(result.dtype, flop, traffic)
-        if limit is not None:
+        element = element_size(result.dtype)
+        traffic = case.traffic(element)
+        result.intensity = flop / traffic if traffic else None
+        limit = (
+            ceilings.limit_of_steps(result.dtype, case.steps, element)
+            if case.steps and not result.part
+            else ceilings.limit(result.dtype, flop, traffic)
+        )
+        # The ceilings are those of the run's threads.
+        if limit is not None and case.threads is None:
             result.of_limit, result.limit = limit[0] / result.seconds.median, limit[1]
+
+
+def _profile(prepared: Prepared) -> None:
+    """Which operators the time of ctxfast's own candidates goes into, from one more pass."""
+    for candidate in prepared.candidates.values():
+        result = prepared.result(candidate)
+        if candidate.peer == peers.OWN and result.seconds:
+            result.profile = profiling.shares(candidate.run)
+
+
+def _measure_memory(
+    case: Case, prepared: Prepared, source: tuple[str, ...], progress: Callable[[str], None]
+) -> None:
+    for result in prepared.results:
+        if result.seconds and not result.part:
+            progress(f"memory of {result.key}")
+            try:
+                result.memory = memory.measure(case, source, result.peer, result.key)
+            except Unavailable as error:
+                result.reasons["memory"] = str(error)
 
 
 def _sentence(error: Exception) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 NOISY_SPREAD = 0.10  # (p80 - p20) / median above which one candidate's times are marked
+FEWEST = 3  # rounds below which a median and its interval say little
 NOISY_FOREIGN = (
     0.05  # share of the machine's CPU time taken by other processes above which a run is marked
 )
@@ -28,12 +29,21 @@ class Schedule:
     repeats: rounds.
     min_sample: seconds; a shorter call is repeated inside one sample.
     settle: seconds of rest before each sample, in which the threads of the candidate before stop spinning.
+    budget: seconds in which the rounds should end; fewer than `repeats` are run for it, but never fewer than FEWEST.
     """
 
     warmup: int = 1
     repeats: int = 7
     min_sample: float = 0.05
     settle: float = 0.0
+    budget: float | None = None
+
+    def rounds(self, round_seconds: float) -> int:
+        """How many rounds to run if one takes so long."""
+        if self.budget is None:
+            return self.repeats
+        fitting = int(self.budget / max(round_seconds, 1e-9))
+        return min(self.repeats, max(FEWEST, fitting))
 
 
 @dataclass
@@ -53,15 +63,18 @@ def interleave(
     *,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str], None] = lambda label: None,
+    planned: Callable[[int], None] = lambda rounds: None,
 ) -> Samples:
     """Time the functions in interleaved rounds.
 
     A function that raises leaves the run with its error; the others go on. Ctrl-C ends the run and keeps the complete
-    rounds. `progress` is called with the label after every warm-up and sample.
+    rounds. `progress` is called with the label after every warm-up and sample, `planned` with the number of rounds
+    once the warm-up has shown what a round takes.
     """
     samples = Samples({label: [] for label in functions})
     active = dict(functions)
     calls: dict[str, int] = {}
+    expected: dict[str, float] = {}  # seconds of a sample
     load = _CpuLoad()
 
     def attempt(action: Callable[[str], None], label: str) -> None:
@@ -77,7 +90,9 @@ def interleave(
         for _ in range(max(1, schedule.warmup)):
             start = clock()
             functions[label]()
-        calls[label] = max(1, round(schedule.min_sample / max(clock() - start, 1e-9)))
+        once = max(clock() - start, 1e-9)
+        calls[label] = max(1, round(schedule.min_sample / once))
+        expected[label] = schedule.settle + once * (calls[label] + (calls[label] > 1))
 
     def sample(label: str) -> None:
         time.sleep(schedule.settle)
@@ -93,8 +108,10 @@ def interleave(
     try:
         for label in list(active):
             attempt(warm, label)
+        rounds = schedule.rounds(sum(expected[label] for label in active))
+        planned(rounds)
         load.start()
-        for _ in range(schedule.repeats):
+        for _ in range(rounds):
             for label in list(active):
                 attempt(sample, label)
     except KeyboardInterrupt:

@@ -26,7 +26,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("poison_scratch", &set_poison_scratch);
   bind_layer_norm(m);
   bind_attention(m);
+  bind_char_cnn(m);
   bind_linear(m);
+  bind_lstm(m);
 }
 
 }  // namespace ctxfast

@@ -1,20 +1,19 @@
 // Python module ctxfast._C_cuda: the CUDA half. It links the static CUDA runtime, so it loads
 // without a driver; what needs one then returns an error. Every operator returns None or the text
 // of the CUDA error.
-#include <pybind11/pybind11.h>
+#include "bindings_cuda.h"
 
 #include "cuda/device_info.h"
 
-namespace py = pybind11;
-
 namespace ctxfast {
 namespace cuda {
-namespace {
 
 py::object to_python(int error) {
   if (error == 0) return py::none();
   return py::str(error_text(error));
 }
+
+namespace {
 
 py::object count_devices() {
   int count = 0;
@@ -54,6 +53,7 @@ PYBIND11_MODULE(_C_cuda, m, py::mod_gil_not_used()) {
   m.def("versions", &versions);
   m.def("device_info", &describe);
   m.def("fill", &fill_floats);
+  bind_lstm(m);
 }
 
 }  // namespace cuda

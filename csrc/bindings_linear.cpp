@@ -1,4 +1,4 @@
-// What surrounds the matrix products of the GEMM library: losses, quantisation.
+// Losses of matrix products, and products of 8-bit integers.
 #include "bindings.h"
 #include "dispatch.h"
 
@@ -24,36 +24,28 @@ py::object cross_entropy(int dtype, uintptr_t logits, uintptr_t labels, uintptr_
   return to_python(status);
 }
 
-py::object quantize_rows(int dtype, uintptr_t input, int64_t input_stride, uintptr_t output,
-                         uintptr_t scales, int64_t rows, int64_t columns, int threads) {
-  const QuantizeRowsArgs args = {
-      Dtype(dtype),           address(input), input_stride, address<int8_t>(output),
-      address<float>(scales), rows,           columns,      threads};
-  Status status;
-  {
-    py::gil_scoped_release released;
-    status = kernels().quantize_rows(args);
-  }
-  return to_python(status);
-}
-
-py::object dequantize_rows(int dtype, uintptr_t sums, uintptr_t row_scales, uintptr_t column_scales,
-                           uintptr_t bias, uintptr_t output, int64_t rows, int64_t columns,
-                           int activation, int threads) {
-  const DequantizeArgs args = {Dtype(dtype),
-                               address<const int32_t>(sums),
-                               address<const float>(row_scales),
-                               address<const float>(column_scales),
+py::object linear_int8(int input_dtype, int output_dtype, uintptr_t input, int64_t input_stride,
+                       uintptr_t panels, uintptr_t scales, uintptr_t sums, uintptr_t bias,
+                       uintptr_t output, int64_t rows, int64_t depth, int64_t columns,
+                       int activation, int threads) {
+  const LinearInt8Args args = {Dtype(input_dtype),
+                               Dtype(output_dtype),
+                               address(input),
+                               input_stride,
+                               address<const int8_t>(panels),
+                               address<const float>(scales),
+                               address<const float>(sums),
                                address<const float>(bias),
                                address(output),
                                rows,
+                               depth,
                                columns,
                                Activation(activation),
                                threads};
   Status status;
   {
     py::gil_scoped_release released;
-    status = kernels().dequantize_rows(args);
+    status = kernels().linear_int8(args);
   }
   return to_python(status);
 }
@@ -62,8 +54,7 @@ py::object dequantize_rows(int dtype, uintptr_t sums, uintptr_t row_scales, uint
 
 void bind_linear(py::module_& m) {
   m.def("cross_entropy", &cross_entropy);
-  m.def("quantize_rows", &quantize_rows);
-  m.def("dequantize_rows", &dequantize_rows);
+  m.def("linear_int8", &linear_int8);
 }
 
 }  // namespace ctxfast

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctxfast.embeddings import load_embeddings
     from ctxfast.explanation import explain
+    from ctxfast.integrations._accelerate import accelerate, accelerated, refresh, restore
+    from ctxfast.ops._native_lstm_paths import synchronize
     from ctxfast.packed import PackedBatch
 
 try:
@@ -19,12 +21,31 @@ except PackageNotFoundError:  # a checkout that is not installed
 # Public names and submodules are loaded on first use, so that `import ctxfast` costs next to nothing.
 _NAMES = {
     "PackedBatch": "ctxfast.packed",
+    "accelerate": "ctxfast.integrations._accelerate",
+    "accelerated": "ctxfast.integrations._accelerate",
     "explain": "ctxfast.explanation",
     "load_embeddings": "ctxfast.embeddings",
+    "refresh": "ctxfast.integrations._accelerate",
+    "restore": "ctxfast.integrations._accelerate",
+    "synchronize": "ctxfast.ops._native_lstm_paths",
 }
-_MODULES = ("bert", "nn", "ops", "reference")
+_MODULES = ("bert", "integrations", "nn", "ops", "reference")
 
-__all__ = ["PackedBatch", "bert", "explain", "load_embeddings", "nn", "ops", "reference"]
+__all__ = [
+    "PackedBatch",
+    "accelerate",
+    "accelerated",
+    "bert",
+    "explain",
+    "integrations",
+    "load_embeddings",
+    "nn",
+    "ops",
+    "reference",
+    "refresh",
+    "restore",
+    "synchronize",
+]
 
 
 def __getattr__(name: str) -> Any:

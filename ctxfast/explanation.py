@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ class Explanation:
     reasons:      (operator, implementation) -> why that implementation was passed over
     packed_bytes: memory of the packed weight copies that the model's modules hold
     padding:      share of padding in the model's last call, None where it has not run
+    notes:        what accelerated models say of their layers: fused, or why not
     """
 
     calls: dict[tuple[str, str], int]
@@ -50,23 +50,30 @@ class Explanation:
         return "\n".join([*lines, *self.notes])
 
 
-def explain(target: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+def explain(target: Any, *args: Any, **kwargs: Any) -> Explanation:
     """Run an operator or a model once and say which implementation of every operator ran, and why not another.
 
-    target: a function of `ctxfast.ops` or any module built on them; args and kwargs: what to call it with. A module
-    without arguments is not run: only its packed weights and last padding are reported.
+    target: a function of `ctxfast.ops`, any module built on them, a model that `ctxfast.accelerate` took or a pipeline
+    that holds one; args and kwargs: what to call it with. A module without arguments is not run: only its layers, its
+    packed weights and its last padding are reported.
     """
+    module = target if isinstance(target, nn.Module) else getattr(target, "model", None)
     calls: Counter[tuple[str, str]] = Counter()
     reasons: dict[tuple[str, str], str] = {}
-    if args or kwargs or not isinstance(target, nn.Module):
+    if args or kwargs or not isinstance(module, nn.Module):
         with torch.no_grad(), _dispatch.record() as verdicts:
             target(*args, **kwargs)
         for verdict in verdicts:
             calls[verdict.operator, verdict.ran] += 1
             reasons.update({(verdict.operator, name): reason for name, reason in verdict.refused})
-    if not isinstance(target, nn.Module):
+    if not isinstance(module, nn.Module):
         return Explanation(dict(calls), reasons)
-    packed = sum(getattr(module, "packed_bytes", 0) for module in target.modules())
-    shares = (getattr(module, "last_padding", None) for module in target.modules())
+    named = dict(module.named_modules())
+    packed = sum(getattr(part, "packed_bytes", 0) for part in named.values())
+    shares = (getattr(part, "last_padding", None) for part in named.values())
     padding = next((share for share in shares if isinstance(share, float)), None)
-    return Explanation(dict(calls), reasons, packed, padding)
+    notes: list[str] = []
+    for name, part in named.items():
+        describe = getattr(type(part), "ctxfast_notes", None)
+        notes += [] if describe is None else describe(part, name)
+    return Explanation(dict(calls), reasons, packed, padding, notes)

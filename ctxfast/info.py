@@ -18,6 +18,7 @@ PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "h5py", "tr
 ENVIRONMENT = (
     ("CTXFAST_BACKEND", "run", "auto, native, triton or reference: which implementations may run"),
     ("CTXFAST_CPU_ISA", "run", "baseline, avx2, avx512 or avx512_bf16: highest instruction set"),
+    ("CTXFAST_LSTM", "run", "auto, persistent or stepwise: how the LSTM runs on a CUDA device"),
     ("TRITON_INTERPRET", "run", "1 runs Triton kernels on CPU tensors, slowly, for tests"),
     ("OMP_NUM_THREADS", "run", "threads of torch and of the native code"),
     ("HF_HOME", "run", "where models of the Hugging Face cache are looked up"),
@@ -180,13 +181,19 @@ def _sample_calls(device: str) -> dict[str, Callable[[], Any]]:
         "attention_varlen": lambda: ops.attention_varlen(
             packed, packed, packed, **varlen, **longest
         ),
+        "char_cnn": lambda: ops.char_cnn(
+            ids.view(2, 8), table, [randn(64, 64, 3)], [vector], "relu"
+        ),
+        "highway_gate": lambda: torch.ops.ctxfast.highway_gate(randn(4, 16), randn(4, 8)),
+        "lstm": lambda: ops.lstm(randn(2, 3, 8), randn(64, 8), randn(64, 16))[0],
+        "scalar_mix": lambda: ops.scalar_mix(randn(3, 4, 8), randn(3), randn(1)),
         "linear": lambda: ops.linear(rows, square, vector, activation="gelu"),
         "add_layer_norm": lambda: ops.add_layer_norm(rows, rows, vector, vector, 1e-12),
         "embed_layer_norm": lambda: ops.embed_layer_norm(
             ids, torch.zeros_like(ids), ids, table, table, table, vector, vector, 1e-12
         ),
         "linear_int8": lambda: ops.linear_int8(
-            rows, *ops.quantize_weight(square), vector
+            rows, ops.quantize_weight(square), vector
         ).requires_grad_(),
         "linear_cross_entropy": lambda: ops.linear_cross_entropy(rows, table, None, ids),
     }

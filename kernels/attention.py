@@ -267,7 +267,7 @@ def attention_fwd(
     )
     for masked in tl.static_range(2):
         count = boundary if masked else full_end - full_begin
-        for number in range(0, count):
+        for number in tl.range(0, count, num_stages=1 if masked else None):
             block = full_begin + number
             if masked:
                 block = tl.where(number < before, begin + number, full_end + number - before)

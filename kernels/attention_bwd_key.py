@@ -135,7 +135,9 @@ def _key_block(
     d_weights = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     d_weights = dot(v, tl.trans(do), d_weights, INPUT_PRECISION)
     if ONE_BLOCK:
-        delta = tl.sum(kept * d_weights, 0)
+        # The weights of a row sum to one but for the rounding of lse, which is common to the row and cancels here.
+        total = tl.sum(weights, 0)
+        delta = tl.sum(kept * d_weights, 0) / tl.where(total == 0.0, 1.0, total)
         if delta_ptr is not None:  # the gradient of lse
             grad_lse = tl.load(delta_ptr + queries, mask=inside, other=0.0)
             delta -= tl.where(lse == float("inf"), 0.0, grad_lse / keep_scale)
@@ -338,7 +340,7 @@ def attention_bwd_key(
         boundary = tl.where(nothing, 0, boundary)
     for masked in tl.static_range(2):
         count = boundary if masked else full_end - full_begin
-        for number in range(0, count):
+        for number in tl.range(0, count, num_stages=1 if masked else None):
             block = full_begin + number
             if masked:
                 block = tl.where(number < before, begin + number, full_end + number - before)

@@ -52,8 +52,8 @@ def add_layer_norm_fwd(
 
 
 @triton.jit
-def _embedding(table_ptr, index, size, n, inside, N: tl.constexpr):
-    index = tl.to_tensor(index).to(tl.int64)
+def _embedding(table_ptr, id_ptr, size, n, inside, N: tl.constexpr):
+    index = tl.load(id_ptr).to(tl.int64)
     exists = (index >= 0) & (index < size)
     place = (
         table_ptr + tl.where(exists, index, 0) * N + n
@@ -87,7 +87,7 @@ def embed_layer_norm_fwd(
     row = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK_N)
     inside = n < N
-    x = _embedding(word_ptr, tl.load(ids_ptr + row), words, n, inside, N)
-    x += _embedding(type_ptr, tl.load(type_ids_ptr + row), types, n, inside, N)
-    x += _embedding(position_ptr, tl.load(position_ids_ptr + row), positions, n, inside, N)
+    x = _embedding(word_ptr, ids_ptr + row, words, n, inside, N)
+    x += _embedding(type_ptr, type_ids_ptr + row, types, n, inside, N)
+    x += _embedding(position_ptr, position_ids_ptr + row, positions, n, inside, N)
     _normalise_and_store(x, inside, output_ptr + row * N, weight_ptr, bias_ptr, eps, BLOCK_N, N)

@@ -15,8 +15,9 @@ CAPS = {
 
 
 def ulp(dtype: torch.dtype, value: float) -> float:
-    """The spacing of dtype at value."""
-    return torch.finfo(dtype).eps * value
+    """The spacing of dtype at value; below the normal range it is constant."""
+    info = torch.finfo(dtype)
+    return info.eps * max(value, info.smallest_normal)
 
 
 def errors(result: Tensor, exact: Tensor) -> tuple[float, float]:

@@ -23,14 +23,27 @@ ALLOWED = {
     "packed": set(),
     "nn": {"nn", "ops", "reference", "packed"},
     "bert": {"bert", "nn", "ops", "reference", "packed"},
-    "embeddings": {"embeddings", "bert", "nn", "ops", "packed"},
+    "elmo": {"elmo", "bert", "nn", "ops", "reference", "packed"},
+    "embeddings": {"embeddings", "bert", "elmo", "nn", "ops", "packed"},
     "explanation": {"ops"},
-    "integrations": {"integrations", "bert", "nn", "ops", "packed"},
+    "integrations": {"integrations", "bert", "elmo", "nn", "ops", "packed"},
     "info": {"ops"},
-    "demo": {"bert", "ops", "packed", "info", "examples"},
-    "examples": {"examples", "demo", "bert", "nn", "ops", "embeddings", "packed"},
-    "cli": {"cli", "benchmarks", "bert", "embeddings", "info", "demo", "ops", "explanation"},
-    "benchmarks": {"benchmarks", "bert", "nn", "ops", "reference", "packed", "explanation"},
+    "demo": {"bert", "elmo", "ops", "packed", "info", "examples"},
+    "demo_elmo": {"elmo", "ops", "examples"},
+    "examples": {"examples", "demo", "bert", "elmo", "nn", "ops", "embeddings", "packed"},
+    "cli": {
+        "cli",
+        "demo_elmo",
+        "benchmarks",
+        "bert",
+        "elmo",
+        "embeddings",
+        "info",
+        "demo",
+        "ops",
+        "explanation",
+    },
+    "benchmarks": {"benchmarks", "bert", "elmo", "nn", "ops", "reference", "packed", "explanation"},
 }
 
 
@@ -157,7 +170,7 @@ result = ctxfast.ops.attention(x, x, x)
 expected = torch.nn.functional.scaled_dot_product_attention(x, x, x)
 torch.testing.assert_close(result, expected)
 assert ctxfast.explain(ctxfast.ops.attention, x, x, x).ran("attention") == {{"reference"}}
-import ctxfast.bert, ctxfast.nn
+import ctxfast.bert, ctxfast.elmo, ctxfast.nn
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -23,6 +23,11 @@ _MODULES = {
     "onnxruntime": "onnx_runtime",
     "openvino": "open_vino",
     "ctranslate2": "ctranslate",
+    "sentence-transformers": "sentences",
+    "fastembed": "fast_embed",
+    "FlexAttention": "flex",
+    "FlashAttention": "flash",
+    "xFormers": "xformers_ops",
     "gemm": "gemm",
 }
 OWN = "ctxfast"

@@ -15,6 +15,7 @@ from ..plain_bert import Shape, read_weights
 from ..workloads.bert import Batch, BertInputs
 
 NAME = "ctranslate2"
+_ACTIVATIONS = {"gelu": "GELU", "gelu_new": "GELUTanh", "relu": "RELU"}
 
 
 def version() -> str:
@@ -75,7 +76,7 @@ def convert(shape: Shape, weights: Mapping[str, Tensor]) -> Any:
         shape.num_hidden_layers,
         shape.num_attention_heads,
         pre_norm=False,
-        activation=common_spec.Activation.GELU,
+        activation=getattr(common_spec.Activation, _ACTIVATIONS[shape.hidden_act]),
         layernorm_embedding=True,
         num_source_embeddings=2,
         embeddings_merge=common_spec.EmbeddingsMerge.ADD,

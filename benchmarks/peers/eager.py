@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..case import DTYPES, Candidate, Case
 from ..plain_bert import forward, read_weights, softmax_attention
+from ..plain_elmo import PlainElmo
 from ..workloads.bert import Batch, BertInputs
+from ..workloads.bert_pretraining import PretrainingInputs, plain_step
+from ..workloads.elmo import ElmoInputs
+from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "eager"
@@ -47,6 +53,49 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
     )
 
 
+def bert_pretraining(case: Case) -> Iterator[Candidate]:
+    """The padded encoder in float32, for its error alone."""
+    inputs: PretrainingInputs = case.inputs
+    mask, heads = inputs.batch.mask, inputs.shape.num_attention_heads
+
+    def encode(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return softmax_attention(q, k, v, heads, mask)
+
+        positions = torch.arange(mask.shape[1])
+        return forward(weights, inputs.shape, inputs.batch.ids, positions, attend)[mask]
+
+    yield Candidate(
+        peer=NAME,
+        label="eager",
+        dtype="float32",
+        run=lambda: plain_step(inputs, torch.float32, encode),
+        result=lambda output: output,
+        layout="padded",
+        timed=False,
+    )
+
+
+def elmo(case: Case) -> Iterator[Candidate]:
+    """As AllenNLP computes it: all tokens encoded, a Python loop over time. In bfloat16 for its error alone."""
+    for dtype in case.dtypes:
+        yield _elmo(case.inputs, dtype)
+
+
+def _elmo(inputs: ElmoInputs, dtype: str) -> Candidate:
+    model = PlainElmo(inputs.directory, DTYPES[dtype])
+    ids, lengths = inputs.with_boundaries(), inputs.lengths
+    return Candidate(
+        peer=NAME,
+        label="eager",
+        dtype=dtype,
+        run=lambda: model(ids, lengths),
+        result=inputs.valid,
+        layout="padded",
+        timed=dtype == "float32",
+    )
+
+
 def attention(case: Case) -> Iterator[Candidate]:
     """Explicit scores and softmax on the padded grid."""
     for dtype in case.dtypes:
@@ -72,6 +121,46 @@ def layer_norm(case: Case) -> Iterator[Candidate]:
     for dtype in case.dtypes:
         inputs: LayerNormInputs = case.inputs.to(DTYPES[dtype])
         yield Candidate(NAME, "eager", dtype, run=inputs.run, result=lambda output: output)
+
+
+class EagerLstm(torch.nn.Module):
+    """Both directions of an LSTM with projection as loops over time in Python."""
+
+    def __init__(self, parameters: torch.nn.LSTM) -> None:
+        super().__init__()
+        self.lstm = parameters
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        forward, reverse = self._direction(x, ""), self._direction(x.flip(1), "_reverse")
+        return (torch.cat((forward, reverse.flip(1)), 2),)
+
+    def _direction(self, x: Tensor, suffix: str) -> Tensor:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        w_ih, w_hh, b_ih, b_hh, w_hr = (getattr(self.lstm, f"{n}_l0{suffix}") for n in names)
+        gates = F.linear(x, w_ih, b_ih + b_hh)
+        h, c = x.new_zeros(len(x), w_hr.shape[0]), x.new_zeros(len(x), w_hr.shape[1])
+        outputs = []
+        for step in range(x.shape[1]):
+            i, f, g, o = (gates[:, step] + F.linear(h, w_hh)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = F.linear(torch.sigmoid(o) * torch.tanh(c), w_hr)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+def lstm(case: Case) -> Iterator[Candidate]:
+    """A loop over time in Python. In bfloat16 for its error alone: it is slow."""
+    inputs: LstmInputs = case.inputs
+    for dtype in case.dtypes:
+        module = EagerLstm(inputs.module(torch.nn.LSTM, DTYPES[dtype]))
+        yield Candidate(
+            peer=NAME,
+            label="eager",
+            dtype=dtype,
+            run=partial(inputs.run, module, DTYPES[dtype]),
+            result=lambda output: output,
+            timed=dtype == "float32",
+        )
 
 
 class PaddedAttention:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import Batch, BertInputs
+from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
 from .padded import Forward, variants
 
 NAME = "transformers"
@@ -69,3 +70,26 @@ def _forward(model: Any) -> Forward:
         return outputs.last_hidden_state
 
     return forward
+
+
+def bert_pretraining(case: Case) -> Iterator[Candidate]:
+    """BertForPreTraining, sdpa, on the padded batch."""
+    import torch
+    from transformers import BertForPreTraining
+
+    inputs: PretrainingInputs = case.inputs
+
+    def load(**changes: float) -> Any:
+        with quiet(), torch.inference_mode(False):
+            return BertForPreTraining.from_pretrained(
+                inputs.directory, attn_implementation="sdpa", local_files_only=True, **changes
+            )
+
+    yield Candidate(
+        NAME,
+        "transformers sdpa",
+        "float32",
+        run=step(load(), inputs),
+        result=lambda loss: checked_step(load(**NO_DROPOUT), inputs),
+        layout="padded",
+    )

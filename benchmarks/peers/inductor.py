@@ -23,15 +23,22 @@ DEFAULT = False
 
 def version() -> str:
     huggingface.version()  # the model comes from there
-    from torch._inductor import config, exc
-    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor import config
 
     assert hasattr(config, "freezing")
+    find_compiler()
+    return torch.__version__
+
+
+def find_compiler() -> None:
+    """Raises Unavailable where Inductor has no C++ compiler."""
+    from torch._inductor import exc
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
     try:
         get_cpp_compiler()
     except (exc.InvalidCxxCompiler, RuntimeError) as error:
         raise Unavailable(f"no C++ compiler: {error}") from None
-    return torch.__version__
 
 
 def bert(case: Case) -> Iterator[Candidate]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..case import Candidate, Case
+from ..case import Candidate, Case, Unavailable
 from ..plain_bert import Shape, read_weights
 from ..workloads.bert import Batch, BertInputs
 from .padded import Forward, variants
@@ -35,6 +35,8 @@ def bert(case: Case) -> Iterator[Candidate]:
     import onnx
 
     inputs: BertInputs = case.inputs
+    if inputs.shape.hidden_act != "gelu":
+        raise Unavailable(f"its fused operators know gelu alone, not {inputs.shape.hidden_act}")
     with tempfile.TemporaryDirectory(prefix="ctxfast-bench-") as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(build(inputs.shape, read_weights(inputs.directory, torch.float32)), path)

@@ -13,6 +13,9 @@ from ctxfast import nn, ops
 
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import BertInputs
+from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
+from ..workloads.elmo import ElmoInputs
+from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "ctxfast"
@@ -51,6 +54,38 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
         ]
 
     return _candidate(dtype, run, inputs.valid)
+
+
+def bert_pretraining(case: Case) -> Iterator[Candidate]:
+    """`ctxfast.bert.BertForPreTraining` with sparse prediction."""
+    from ctxfast.bert import BertForPreTraining
+
+    inputs: PretrainingInputs = case.inputs
+
+    def load(**changes: float) -> BertForPreTraining:
+        with torch.inference_mode(False):
+            return BertForPreTraining.from_pretrained(
+                inputs.directory, sparse_prediction=True, **changes
+            )
+
+    yield _candidate(
+        "float32", step(load(), inputs), lambda loss: checked_step(load(**NO_DROPOUT), inputs)
+    )
+
+
+def elmo(case: Case) -> Iterator[Candidate]:
+    """`ctxfast.elmo.ElmoBiLm`: character ids in, all layers out; in bfloat16 weights and activations."""
+    for dtype in case.dtypes:
+        yield _elmo(case.inputs, dtype)
+
+
+def _elmo(inputs: ElmoInputs, dtype: str) -> Candidate:
+    from ctxfast.elmo import ElmoBiLm
+
+    model = ElmoBiLm(inputs.directory).eval().to(DTYPES[dtype])
+    model.stateful = "reset"
+    ids = inputs.ids()
+    return _candidate(dtype, lambda: model.layers(ids)[0], inputs.valid)
 
 
 def attention(case: Case) -> Iterator[Candidate]:
@@ -125,3 +160,18 @@ def layer_norm(case: Case) -> Iterator[Candidate]:
 def _layer_norm(inputs: LayerNormInputs, dtype: str) -> Candidate:
     x, residual, weight, bias = inputs.input, inputs.residual, inputs.weight, inputs.bias
     return _candidate(dtype, run=lambda: ops.add_layer_norm(x, residual, weight, bias, inputs.eps))
+
+
+def lstm(case: Case) -> Iterator[Candidate]:
+    """`nn.LSTM`; in bfloat16 it keeps its recurrent weights so and computes in float32."""
+    for dtype in case.dtypes:
+        yield _lstm(case.inputs, dtype)
+
+
+def _lstm(inputs: LstmInputs, dtype: str) -> Candidate:
+    module = inputs.module(nn.LSTM, torch.float32)
+    detail = "weights packed in every call" if inputs.training else "weights packed beforehand"
+    if dtype == "bfloat16":
+        module.weight_dtype = torch.bfloat16
+        detail = "recurrent weights in bfloat16, arithmetic in float32"
+    return _candidate(dtype, run=lambda: inputs.run(module, torch.float32), detail=detail)

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..case import DTYPES, Candidate, Case
 from ..ceilings import onednn_available
 from ..lengths import length_buckets
+from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LinearInputs
 from .eager import PaddedAttention
 
@@ -21,13 +23,22 @@ def version() -> str:
 
 
 def attention(case: Case) -> Iterator[Candidate]:
-    """SDPA on one padded batch and on four length buckets."""
+    """SDPA by its fused kernel, on one padded batch and on four length buckets, and by its "math" backend."""
     for dtype in case.dtypes:
         inputs: AttentionInputs = case.inputs.to(DTYPES[dtype])
         padded = PaddedAttention(inputs)
         yield Candidate(NAME, "SDPA", dtype, run=padded.sdpa, result=padded.valid, layout="padded")
         if not padded.dense:
             yield _bucketed(inputs, dtype)
+        yield _math(padded, dtype)
+
+
+def _math(padded: PaddedAttention, dtype: str) -> Candidate:
+    def run() -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return padded.sdpa()
+
+    return Candidate(NAME, "SDPA math", dtype, run=run, result=padded.valid, layout="padded")
 
 
 def _bucketed(inputs: AttentionInputs, dtype: str) -> Candidate:
@@ -86,4 +97,17 @@ def _onednn(inputs: LinearInputs, dtype: str) -> Candidate:
         run=run,
         result=lambda output: output,
         detail="weight packed beforehand",
+    )
+
+
+def lstm(case: Case) -> Iterator[Candidate]:
+    """torch.nn.LSTM in float32: with a projection its loop of operators in C++."""
+    inputs: LstmInputs = case.inputs
+    module = inputs.module(torch.nn.LSTM, torch.float32)
+    yield Candidate(
+        peer=NAME,
+        label="torch.nn.LSTM",
+        dtype="float32",
+        run=lambda: inputs.run(module, torch.float32),
+        result=lambda output: output,
     )

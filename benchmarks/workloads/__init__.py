@@ -6,30 +6,64 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..case import BadOption, Case
-from . import bert, operators
+from . import bert, bert_pretraining, elmo, lstm, operators, scaling
 
-SIZES = ("tiny", "base")
+SIZES = ("tiny", "base", "large")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """about: one line for a list; cases(size): its problems, made when they are asked for."""
+    """about: one line for a list; cases(size): its problems, made when they are asked for.
+
+    sizes: those of SIZES that it has; full: whether it is long, and left out unless it is named or all are wanted.
+    """
 
     name: str
     about: str
     cases: Callable[[str], Iterator[Case]]
+    sizes: tuple[str, ...] = ("tiny", "base")
+    full: bool = False
 
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
+        Workload(
+            "bert-inference", "BERT on batches of 32 messages of real length", bert.inference, SIZES
+        ),
+        Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency, SIZES),
+        Workload(
+            "bert-pretraining",
+            "a pretraining step of BERT, optimizer included, on 16 messages",
+            bert_pretraining.pretraining,
+        ),
+        Workload("attention", "attention, dense and on packed batches", operators.attention, SIZES),
         Workload("bert-inference", "BERT on batches of 32 messages of real length", bert.inference),
         Workload("bert-latency", "BERT on one sentence of 12 tokens", bert.latency),
+        Workload("elmo-inference", "ELMo on 32 messages and on one sentence", elmo.inference),
         Workload("attention", "attention, dense and on packed batches", operators.attention),
+        Workload("lstm", "bidirectional LSTM with projection, ELMo's sizes", lstm.lstm),
         Workload("linear", "linear with bias and its epilogue", operators.linear),
         Workload("layer-norm", "residual and LayerNorm in one pass", operators.layer_norm),
+        Workload(
+            "bert-scaling",
+            "BERT's time against tokens, batch, length, threads",
+            scaling.bert,
+            full=True,
+        ),
+        Workload(
+            "attention-scaling",
+            "attention's time against batch, length, threads",
+            scaling.attention,
+            full=True,
+        ),
     )
 }
+
+
+def names(size: str = "base", *, full: bool = False) -> list[str]:
+    """The workloads of a run that names none: those that have the size, without the long ones unless `full`."""
+    return [w.name for w in WORKLOADS.values() if size in w.sizes and (full or not w.full)]
 
 
 def cases(name: str, size: str = "base") -> Iterator[Case]:
@@ -38,4 +72,7 @@ def cases(name: str, size: str = "base") -> Iterator[Case]:
         raise BadOption(f"workload must be one of {', '.join(WORKLOADS)}, got {name!r}")
     if size not in SIZES:
         raise BadOption(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    if size not in WORKLOADS[name].sizes:
+        sizes = ", ".join(WORKLOADS[name].sizes)
+        raise BadOption(f"size of {name} must be one of {sizes}, got {size!r}")
     return WORKLOADS[name].cases(size)

@@ -6,16 +6,16 @@ last hidden state; how it deals with the padding is its own affair. FLOP are cou
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import lengths as length_sets
+from .. import scratch
 from ..case import Case
 from ..plain_bert import Shape, alone, read_weights, write_weights
 
@@ -26,7 +26,18 @@ TINY = Shape(
     num_attention_heads=4,
     intermediate_size=256,
 )
-SHAPES = {"tiny": TINY, "base": Shape()}
+MINILM = Shape(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
+LARGE = Shape(
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+)
+# "short" has the layers of "base", but four: enough for a curve, which is the same for any number of equal layers
+SHAPES = {
+    "tiny": TINY,
+    "minilm": MINILM,
+    "base": Shape(),
+    "large": LARGE,
+    "short": Shape(num_hidden_layers=4),
+}
 
 
 @dataclass(frozen=True)
@@ -74,26 +85,41 @@ def make_batch(lengths: list[int], shape: Shape, seed: int) -> Batch:
     return Batch(grid.masked_fill(~mask, 0), mask, tuple(lengths))
 
 
-@cache
-def _keep(size: str) -> tempfile.TemporaryDirectory[str]:
-    folder = tempfile.TemporaryDirectory(prefix="ctxfast-bench-")
-    write_weights(Path(folder.name), SHAPES[size])
-    return folder
+def pad_rows(rows: Sequence[Sequence[int]]) -> Batch:
+    """Token ids of sentences on a padded grid; padding holds id 0."""
+    lengths = tuple(len(row) for row in rows)
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    grid = torch.zeros(mask.shape, dtype=torch.int64)
+    grid[mask] = torch.tensor([token for row in rows for token in row])
+    return Batch(grid, mask, lengths)
 
 
 def model_directory(size: str) -> Path:
-    """The directory with the random weights of a size, written once a process and removed at its end."""
-    return Path(_keep(size).name)
+    """The directory with the random weights of a shape, written once a run and removed at its end."""
+    return scratch.folder(f"bert-{size}", lambda folder: write_weights(folder, SHAPES[size]))
 
 
 def make_case(
     workload: str, name: str, description: str, size: str, batch_lengths: list[list[int]]
 ) -> Case:
-    """The case of a model size and the lengths of its batches."""
+    """The case of a shape of SHAPES and the lengths of its batches."""
     shape = SHAPES[size]
     batches = tuple(make_batch(lengths, shape, seed) for seed, lengths in enumerate(batch_lengths))
-    inputs = BertInputs(partial(model_directory, size), shape, batches)
-    flat = [length for lengths in batch_lengths for length in lengths]
+    directory = partial(model_directory, size)
+    return encoder_case(workload, name, description, directory, shape, batches)
+
+
+def encoder_case(
+    workload: str,
+    name: str,
+    description: str,
+    directory: Callable[[], Path],
+    shape: Shape,
+    batches: tuple[Batch, ...],
+) -> Case:
+    """The case of a model directory and its batches."""
+    inputs = BertInputs(directory, shape, batches)
+    flat = [length for batch in batches for length in batch.lengths]
     padded = sum(batch.mask.numel() for batch in batches)
 
     def truth() -> Tensor:
@@ -129,7 +155,7 @@ def make_case(
 
 def inference(size: str) -> Iterator[Case]:
     """Batches of 32 (tiny: 8) sentences with the lengths of short messages."""
-    batches, batch_size = {"tiny": (1, 8), "base": (2, 32)}[size]
+    batches, batch_size = {"tiny": (1, 8), "base": (2, 32), "large": (1, 32)}[size]
     text_set = "sms_spam"
     lengths = length_sets.draw_batches(text_set, batches, batch_size)
     layers, hidden = SHAPES[size].num_hidden_layers, SHAPES[size].hidden_size
@@ -143,12 +169,15 @@ def inference(size: str) -> Iterator[Case]:
 
 
 def latency(size: str) -> Iterator[Case]:
-    """One sentence of twelve tokens: the weights from memory are most of the work."""
-    layers, hidden = SHAPES[size].num_hidden_layers, SHAPES[size].hidden_size
-    yield make_case(
-        "bert-latency",
-        "1x12",
-        f"BERT, {layers} layers of {hidden}, one sentence of 12 tokens",
-        size,
-        [[12]],
-    )
+    """One sentence at a time: of twelve tokens, and of 5 to 20 in random order, as a service meets them."""
+    several = torch.randperm(16, generator=torch.Generator().manual_seed(0)).add(5).tolist()
+    for shape in ("base", "minilm") if size == "base" else (size,):
+        layers, hidden = SHAPES[shape].num_hidden_layers, SHAPES[shape].hidden_size
+        for name, lengths, what in (
+            ("1x12", [12], "one sentence of 12 tokens"),
+            ("16x(5..20)", several, "16 sentences of 5 to 20 tokens, one after the other"),
+        ):
+            description = f"BERT, {layers} layers of {hidden}, {what}"
+            prefix = "" if shape == size else f"{shape}-"
+            batches = [[length] for length in lengths]
+            yield make_case("bert-latency", prefix + name, description, shape, batches)

@@ -83,10 +83,10 @@ def _normal(*shape: int, seed: int) -> Tensor:
 
 def attention(size: str) -> Iterator[Case]:
     """Dense sequences of 512 and packed batches of real lengths, head size 64."""
-    heads, head_dim = {"tiny": (2, 32), "base": (12, 64)}[size]
-    dense = {"tiny": [64] * 2, "base": [512] * 4}[size]
-    sentences = {"tiny": 4, "base": 32}[size]
-    pairs = {"tiny": 2, "base": 16}[size]
+    heads, head_dim = {"tiny": (2, 32), "base": (12, 64), "large": (16, 64)}[size]
+    dense = {"tiny": [64] * 2, "base": [512] * 4, "large": [2048] * 2}[size]
+    sentences = {"tiny": 4, "base": 32, "large": 64}[size]
+    pairs = {"tiny": 2, "base": 16, "large": 32}[size]
     batches = {
         f"dense-{len(dense)}x{dense[0]}": dense,
         f"sms_spam-{sentences}": length_sets.draw("sms_spam", sentences),
@@ -94,15 +94,18 @@ def attention(size: str) -> Iterator[Case]:
         f"xquad-{pairs}": length_sets.draw("xquad_question_context_pairs", pairs),
     }
     for name, lengths in batches.items():
-        yield _attention_case(name, lengths, heads, head_dim)
+        yield attention_case(name, lengths, heads, head_dim)
 
 
-def _attention_case(name: str, lengths: list[int], heads: int, head_dim: int) -> Case:
+def attention_case(
+    name: str, lengths: list[int], heads: int, head_dim: int, *, workload: str = "attention"
+) -> Case:
+    """Self-attention of packed sequences of these lengths."""
     total = sum(lengths)
     query, key, value = (_normal(total, heads, head_dim, seed=seed) for seed in range(3))
     inputs = AttentionInputs(query, key, value, tuple(lengths))
     return Case(
-        workload="attention",
+        workload=workload,
         name=name,
         kind="attention",
         description=f"attention, {heads} heads of {head_dim}, {len(lengths)} sequences, {total} tokens",

@@ -2,7 +2,8 @@
 // (sequence, head). It goes through the keys in blocks that fit the second cache level: keys are
 // packed transposed, values by rows; for a few query rows at a time the scores are computed, turned
 // into weights and multiplied with the values. One block of keys needs no running state: the output
-// is written once.
+// is written once. Short sequences spend as long waiting for their rows as computing: rows that a
+// product can read where they lie are not copied, and those of the next head are prefetched.
 #include "cpu/attention_workspace.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
@@ -16,6 +17,7 @@ struct Attend {
   using T = Compute<Storage>;
   using Word = WordOf<Storage>;
   static constexpr int kPack = Arithmetic<Storage>::kPack;
+  static constexpr bool kPlain = kWordIsElement<Storage>;
 
   const AttentionForwardArgs& args;
   const AttentionArgs& common;
@@ -26,6 +28,9 @@ struct Attend {
   const ScoreTerms terms;
   const DropoutRow dropout;
   const T factor;
+  const bool prefetches;
+  mutable const Word* values;  // of the keys at hand, and the words from one row to the next
+  mutable int64_t value_row;
 
   Attend(const AttentionForwardArgs& args_, const AttentionSequence& sequence_, int64_t index_,
          int64_t head_, const ForwardWorkspace<Storage>& work_)
@@ -41,7 +46,20 @@ struct Attend {
         block(keys_per_block(depth)),
         terms(common, index_, head_, sequence_.holes),
         dropout{common.seed, common.dropout_threshold, head_, index_},
-        factor(T(common.scale * kLog2E)) {}
+        factor(T(common.scale * kLog2E)),
+        prefetches(sequence_.key_length <= kPrefetchedKeys && head_ + 1 < args_.common.heads) {}
+
+  // Row i of the next head, as a query and as a key.
+  void prefetch(int64_t i) const {
+    const int64_t bytes = depth * int64_t(sizeof(Storage));
+    const auto next = [&](const void* base, const int64_t (&stride)[3], int64_t row) {
+      prefetch_bytes(rows_of(base, stride, row) + stride[1], bytes);
+    };
+    next(common.query, common.query_stride, sequence.query_start + i);
+    if (i >= sequence.key_length) return;
+    next(common.key, common.key_stride, sequence.key_start + i);
+    next(common.value, common.value_stride, sequence.key_start + i);
+  }
 
   const Storage* rows_of(const void* base, const int64_t (&stride)[3], int64_t row) const {
     return static_cast<const Storage*>(base) + index * stride[0] + head * stride[1] +
@@ -80,10 +98,17 @@ struct Attend {
     const int64_t columns = to - from, key0 = packed + from;
     const int64_t rows = end - begin;
     const Storage* query = rows_of(common.query, common.query_stride, sequence.query_start + begin);
-    pack_rows<Storage>(query, common.query_stride[2], rows, depth, work.queries);
+    const Word* queries = work.queries;
+    int64_t query_row = words;
+    if constexpr (kPlain) {
+      queries = query;
+      query_row = common.query_stride[2];
+    } else {
+      pack_rows<Storage>(query, common.query_stride[2], rows, depth, work.queries);
+    }
 
-    const ScoreTile<Storage> scores_tile = {work.queries, work.keys + from * words, words,
-                                            words,        summed_words(columns),    work.scores,
+    const ScoreTile<Storage> scores_tile = {queries, work.keys + from * words, query_row,
+                                            words,   summed_words(columns),    work.scores,
                                             block};
     for_each_tile(rows, columns / kLanes<T>, scores_tile);
 
@@ -95,6 +120,7 @@ struct Attend {
       T* scores = work.scores + r * block;
       const int64_t i = begin + r;
       const KeyRange range = key_range(common, sequence, i);
+      if (prefetches) prefetch(i);
       T f = factor;
       if (terms.any) {
         apply_terms<T>(terms, i, factor, key0, key0, key0 + columns, sequence.key_length, scores);
@@ -120,9 +146,10 @@ struct Attend {
     if (ends) finish_rows(begin, rows, maximum, sum, factors);
     const Word* weights = reinterpret_cast<const Word*>(work.scores);
     ValueTile<Storage> tile = {weights,
-                               work.values + from / kPack * width,
+                               values + from / kPack * value_row,
                                block,
-                               columns / kPack,
+                               words_of<Storage>(smaller(high, packed_end) - key0),
+                               value_row,
                                width,
                                work.state + slot * width,
                                starts ? nullptr : work.rescale,
@@ -160,9 +187,20 @@ struct Attend {
       const RowFilter filter = terms.key_filter(packed, low);
       pack_transposed<Storage>(rows_of(common.key, common.key_stride, row), common.key_stride[2],
                                count, depth, filter, work.keys);
-      pack_columns<Storage>(rows_of(common.value, common.value_stride, row), common.value_stride[2],
-                            count, depth, width, filter, work.values);
-      clear_tail<Storage>(work.values, count, width);
+      const Storage* value = rows_of(common.value, common.value_stride, row);
+      values = work.values;
+      value_row = width;
+      bool packs = true;
+      if constexpr (kPlain) {
+        if (count <= kUnpackedKeys && depth == width && filter.shows_all()) {
+          packs = false;
+          values = value;
+          value_row = common.value_stride[2];
+        }
+      }
+      if (packs)
+        pack_columns<Storage>(value, common.value_stride[2], count, depth, width, filter,
+                              work.values);
       for (int64_t i = begin; i < end; i += kForwardStep)
         attend_rows(begin, i, smaller(i + kForwardStep, end), packed, packed_end);
     }
@@ -182,17 +220,21 @@ Status run(const AttentionForwardArgs& args) {
       plan.split(common, {false, kForwardStep, kForwardRowLimit, sizes.block});
 
   int32_t failed = 0;
-  parallel_for(common.threads, pieces.count * common.heads, 1, [&](int64_t item, int64_t) {
+  const int64_t items = pieces.count * common.heads;
+  const int64_t grain = heads_together(common, items);
+  parallel_for(common.threads, items, grain, [&](int64_t first, int64_t last) {
     void* memory = thread_scratch(ForwardWorkspace<Storage>(nullptr, sizes).bytes);
     if (memory == nullptr) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
     }
     const ForwardWorkspace<Storage> work(memory, sizes);
-    const AttentionPiece& piece = pieces.items[item / common.heads];
-    const Attend<Storage> attend(args, plan.sequence(piece.sequence), piece.sequence,
-                                 item % common.heads, work);
-    attend.run(piece.begin, piece.end);
+    for (int64_t item = first; item < last; ++item) {
+      const AttentionPiece& piece = pieces.items[item / common.heads];
+      const Attend<Storage> attend(args, plan.sequence(piece.sequence), piece.sequence,
+                                   item % common.heads, work);
+      attend.run(piece.begin, piece.end);
+    }
   });
   if (common.cu_seqlens_q != nullptr) {
     const int64_t used = common.cu_seqlens_q[common.batch];

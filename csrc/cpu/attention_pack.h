@@ -9,6 +9,15 @@ CTXFAST_NAMESPACE_BEGIN
 template <typename Storage>
 using WordOf = typename Arithmetic<Storage>::Word;
 
+// Whether a row of elements is an operand as it lies in memory.
+template <typename Storage>
+constexpr bool kWordIsElement =
+    Arithmetic<Storage>::kPack == 1 && sizeof(WordOf<Storage>) == sizeof(Storage);
+
+CTXFAST_INLINE void prefetch_bytes(const void* from, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(from) + b);
+}
+
 // Which rows of a block are visible: those from `first` on, and, unless it is nullptr, where `keep`
 // is not 0.
 struct RowFilter {
@@ -18,6 +27,7 @@ struct RowFilter {
   CTXFAST_INLINE bool operator()(int64_t row) const {
     return row >= first && (keep == nullptr || keep[row * step] != 0);
   }
+  CTXFAST_INLINE bool shows_all() const { return first <= 0 && keep == nullptr; }
 };
 
 // Number of words that hold n elements.
@@ -152,16 +162,6 @@ CTXFAST_NOINLINE void pack_columns(const Storage* rows, int64_t stride, int64_t 
       }
     }
   }
-}
-
-// Zeroes what pack_columns leaves of the last whole vector of rows: their weights are 0, but 0
-// times an old NaN is NaN.
-template <typename Storage>
-CTXFAST_INLINE void clear_tail(WordOf<Storage>* packed, int64_t count, int64_t width_lanes) {
-  constexpr int kRows = kLanes<Compute<Storage>>;
-  const int64_t last = words_of<Storage>(count);
-  const int64_t full = words_of<Storage>((count + kRows - 1) / kRows * kRows);
-  __builtin_memset(packed + last * width_lanes, 0, (full - last) * width_lanes * sizeof(*packed));
 }
 
 CTXFAST_NAMESPACE_END

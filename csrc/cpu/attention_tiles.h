@@ -37,10 +37,13 @@ struct ScoreTile {
   CTXFAST_NOINLINE void run() const {
     const int64_t step = Math::kPack == 1 ? part : words;
     for (int64_t k = 0; k < words; k += step) {
-      Vec<T> sum[kRows][kColumns] = {};
+      Vec<T> sum[kRows][kColumns];
+      clear_tile<T>(sum);
       multiply_tile<Math, kRows, kColumns>(rows + k, row_stride, keys + k * kLanes<T>, kLanes<T>,
                                            words * kLanes<T>, smaller(step, words - k), sum);
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < kColumns; ++c) {
           T* to = scores + r * score_stride + c * kLanes<T>;
           store(to, k == 0 ? sum[r][c] : load(to) + sum[r][c]);
@@ -49,6 +52,15 @@ struct ScoreTile {
   }
 };
 
+// Vector c of the kColumns of a row that has `left` elements; only the last may be short.
+template <int kColumns, typename Storage, typename T = Compute<Storage>>
+CTXFAST_INLINE void store_columns(Storage* row, int c, Vec<T> v, int64_t left) {
+  if (c + 1 < kColumns || left >= kColumns * kLanes<T>)
+    store(row + c * kLanes<T>, v);
+  else
+    store_n(row + c * kLanes<T>, v, left - c * kLanes<T>);
+}
+
 // output[r, c] = (state[r, c] * rescale[r] + weights[r] . values[:, c]) * factor[r], each part
 // where it is wanted.
 template <typename Storage>
@@ -56,7 +68,7 @@ struct ValueTile {
   using Math = Arithmetic<Storage>;
   using T = Compute<Storage>;
   const WordOf<Storage>*weights, *values;
-  int64_t weight_stride, depth, width;
+  int64_t weight_stride, depth, value_stride, width;
   T* state;          // [rows, width]
   const T* rescale;  // nullptr: the state starts here
   const T* factor;   // nullptr: the state stays, there is more to come
@@ -77,28 +89,32 @@ struct ValueTile {
 
   template <int kRows, int kColumns>
   CTXFAST_NOINLINE void run() const {
-    Vec<T> sum[kRows][kColumns] = {};
+    Vec<T> sum[kRows][kColumns];
+    clear_tile<T>(sum);
     if (rescale != nullptr)
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < kColumns; ++c)
           sum[r][c] = load(state + r * width + c * kLanes<T>) * rescale[r];
-    multiply_tile<Math, kRows, kColumns>(weights, weight_stride, values, width, kLanes<T>, depth,
-                                         sum);
+    multiply_tile<Math, kRows, kColumns>(weights, weight_stride, values, value_stride, kLanes<T>,
+                                         depth, sum);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) {
         if (factor == nullptr) {
           store(state + r * width + c * kLanes<T>, sum[r][c]);
-        } else if (c + 1 < kColumns || columns >= kColumns * kLanes<T>) {
-          store(output + r * output_stride + c * kLanes<T>, sum[r][c] * factor[r]);
         } else {
-          store_n(output + r * output_stride + c * kLanes<T>, sum[r][c] * factor[r],
-                  columns - c * kLanes<T>);
+          store_columns<kColumns>(output + r * output_stride, c, sum[r][c] * factor[r], columns);
         }
       }
   }
 };
 
-// total[r, c] += left[r] . right[:, c]; kTransposed: left is stored [depth, rows].
+// total[r, c] += left[r] . right[:, c]; kTransposed: left is stored [depth, rows]. The product is
+// summed by itself first: a long sum made of short ones keeps its rounding errors low. With an
+// output, the total times `scale` goes there instead.
 template <typename Storage, bool kTransposed>
 struct AccumulateTile {
   using Math = Arithmetic<Storage>;
@@ -108,24 +124,42 @@ struct AccumulateTile {
   const WordOf<Storage>* right;
   int64_t depth, width;  // of right and total
   T* total;
+  bool starts;  // the total is zero, whatever lies there
+  T scale;
+  Storage* output;  // or nullptr
+  int64_t output_stride, columns;
 
   AccumulateTile at(int64_t r, int64_t c) const {
     AccumulateTile tile = *this;
     tile.left += kTransposed ? r : r * left_stride;
     tile.right += c * kLanes<T>;
     tile.total += r * width + c * kLanes<T>;
+    if (output != nullptr) tile.output += r * output_stride + c * kLanes<T>;
+    tile.columns -= c * kLanes<T>;
     return tile;
   }
 
   template <int kRows, int kColumns>
   CTXFAST_NOINLINE void run() const {
     Vec<T> sum[kRows][kColumns];
-    for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c) sum[r][c] = load(total + r * width + c * kLanes<T>);
+    clear_tile<T>(sum);
     multiply_tile<Math, kRows, kColumns, kTransposed>(left, left_stride, right, width, kLanes<T>,
                                                       depth, sum);
+    if (!starts)
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c)
+          sum[r][c] = load(total + r * width + c * kLanes<T>) + sum[r][c];
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c) store(total + r * width + c * kLanes<T>, sum[r][c]);
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c) {
+        if (output == nullptr)
+          store(total + r * width + c * kLanes<T>, sum[r][c]);
+        else
+          store_columns<kColumns>(output + r * output_stride, c, sum[r][c] * scale, columns);
+      }
   }
 };
 

@@ -10,6 +10,15 @@ constexpr int64_t kForwardRowLimit = 240;  // query rows of a task that keeps ru
 constexpr int64_t kBackwardStep = 48;
 constexpr int64_t kBackwardRowLimit = 480;
 
+// Sequences of at most so many keys have their next head prefetched, and their values unpacked.
+constexpr int64_t kPrefetchedKeys = 256;
+constexpr int64_t kUnpackedKeys = 64;
+
+// How many neighbouring heads a thread takes at once: their rows lie side by side in memory.
+CTXFAST_INLINE int64_t heads_together(const AttentionArgs& args, int64_t items) {
+  return greater(1, smaller(args.heads, items / (int64_t{args.threads} * 16)));
+}
+
 // Keys per block: what is packed of a block stays in the second cache level.
 constexpr int64_t kLongestBlock = 512;
 CTXFAST_INLINE int64_t keys_per_block(int64_t head_dim) {

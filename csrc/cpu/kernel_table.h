@@ -3,21 +3,30 @@
 #pragma once
 
 #include "cpu/attention.h"
+#include "cpu/char_cnn.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
-#include "cpu/quantize.h"
+#include "cpu/linear_int8.h"
+#include "cpu/lstm.h"
 
-// clang-format off
-#define CTXFAST_CPU_OPERATORS(apply)                            \
-  apply(add_layer_norm, AddLayerNormArgs)                       \
-  apply(add_layer_norm_backward, AddLayerNormBackwardArgs)      \
-  apply(embed_layer_norm, EmbedLayerNormArgs)                   \
-  apply(embed_layer_norm_backward, EmbedLayerNormBackwardArgs)  \
-  apply(attention_forward, AttentionForwardArgs)                \
-  apply(attention_backward, AttentionBackwardArgs)              \
-  apply(cross_entropy, CrossEntropyArgs)                        \
-  apply(quantize_rows, QuantizeRowsArgs)                        \
-  apply(dequantize_rows, DequantizeArgs)
+// clang-format off: one operator a line.
+#define CTXFAST_CPU_OPERATORS(apply) \
+  apply(add_layer_norm, AddLayerNormArgs) \
+  apply(add_layer_norm_backward, AddLayerNormBackwardArgs) \
+  apply(attention_backward, AttentionBackwardArgs) \
+  apply(attention_forward, AttentionForwardArgs) \
+  apply(char_cnn, CharCnnArgs) \
+  apply(char_cnn_backward, CharCnnBackwardArgs) \
+  apply(cross_entropy, CrossEntropyArgs) \
+  apply(embed_layer_norm, EmbedLayerNormArgs) \
+  apply(embed_layer_norm_backward, EmbedLayerNormBackwardArgs) \
+  apply(highway_gate, HighwayGateArgs) \
+  apply(highway_gate_backward, HighwayGateBackwardArgs) \
+  apply(linear_int8, LinearInt8Args) \
+  apply(lstm_backward, LstmBackwardArgs) \
+  apply(lstm_forward, LstmForwardArgs) \
+  apply(lstm_pack, LstmPackArgs) \
+  apply(weighted_sum, WeightedSumArgs)
 // clang-format on
 
 namespace ctxfast {

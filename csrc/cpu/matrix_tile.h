@@ -45,6 +45,15 @@ constexpr int kTileRows = 6, kTileColumns = 4;
 constexpr int kTileRows = 6, kTileColumns = 2;
 #endif
 
+// Element by element: an initialiser list would clear the tile in memory and load it from there.
+template <typename T, int kRows, int kColumns>
+CTXFAST_INLINE void clear_tile(Vec<T> (&sum)[kRows][kColumns]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; ++c) sum[r][c] = Vec<T>{};
+}
+
 // A is [rows, depth] with row stride lda (kTransposed: [depth, rows] with row stride lda). Step k
 // reads vector c of B at b + k * ldb + c * next_column. All in words.
 template <typename Math, int kRows, int kColumns, bool kTransposed = false>

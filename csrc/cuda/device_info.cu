@@ -37,8 +37,8 @@ int device_info(int device, DeviceInfo* info) {
 int fill(float* data, float value, size_t n, void* stream) {
   if (n == 0) return cudaSuccess;
   const size_t blocks = (n + 255) / 256;
-  fill_kernel < <<blocks<4096 ? unsigned(blocks) : 4096u, 256, 0, cudaStream_t(stream)>>>(data,
-                                                                                          value, n);
+  const unsigned grid = blocks < 4096 ? unsigned(blocks) : 4096u;
+  fill_kernel<<<grid, 256, 0, cudaStream_t(stream)>>>(data, value, n);
   return cudaGetLastError();
 }
 

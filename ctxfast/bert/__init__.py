@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ctxfast.bert.classification import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 from ctxfast.bert.configuration import BertConfig
+from ctxfast.bert.masking import mask_tokens
 from ctxfast.bert.model import BertModel
 from ctxfast.bert.outputs import BaseModelOutputWithPooling, ModelOutput
+from ctxfast.bert.pairs import SentencePair, sentence_pairs
 from ctxfast.bert.pretrained import BertPreTrainedModel
+from ctxfast.bert.pretraining import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+)
 
 if TYPE_CHECKING:
     from ctxfast.bert.batch_encoding import BatchEncoding
@@ -23,10 +36,20 @@ __all__ = [
     "BaseModelOutputWithPooling",
     "BatchEncoding",
     "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "BertPreTrainedModel",
     "BertTokenizer",
     "ModelOutput",
+    "SentencePair",
+    "mask_tokens",
+    "sentence_pairs",
 ]
 
 

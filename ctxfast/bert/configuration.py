@@ -40,6 +40,7 @@ PROBLEM_TYPES = (
 _OPTIONAL = {
     "architectures": None,
     "dtype": None,
+    "initializer": "normal",
     "output_attentions": False,
     "output_hidden_states": False,
     "problem_type": None,
@@ -52,7 +53,8 @@ class BertConfig:
     """Configuration of `BertModel`; the names, defaults and file format of transformers.BertConfig.
 
     Keys of a config.json that are not listed here are kept as attributes and written back. sparse_prediction
-    leaves the [B, S, V] logits out of a training step that has labels.
+    leaves the [B, S, V] logits out of a training step that has labels. initializer is "normal", as in transformers, or
+    "truncated_normal", as in the original BERT.
 
     Raises ValueError for values that describe no encoder this package computes: a decoder, cross attention, relative
     positions, pruned heads, or an unknown activation.
@@ -90,6 +92,7 @@ class BertConfig:
         output_attentions: bool = False,
         return_dict: bool = True,
         sparse_prediction: bool = False,
+        initializer: str = "normal",
         architectures: list[str] | None = None,
         dtype: torch.dtype | str | None = None,
         **extra: Any,
@@ -119,6 +122,7 @@ class BertConfig:
         self.output_attentions = output_attentions
         self.return_dict = return_dict
         self.sparse_prediction = sparse_prediction
+        self.initializer = initializer
         self.architectures = architectures
         self.dtype = _to_dtype(dtype)
         self._set_labels(num_labels, id2label, label2id)
@@ -194,6 +198,10 @@ class BertConfig:
             "problem_type",
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
             f"null or one of {', '.join(PROBLEM_TYPES)}",
+        )
+        initializers = ("normal", "truncated_normal")
+        self._require(
+            "initializer", self.initializer in initializers, f"one of {', '.join(initializers)}"
         )
         position_type = getattr(self, "position_embedding_type", "absolute")
         self._require("position_embedding_type", position_type == "absolute", "'absolute'")

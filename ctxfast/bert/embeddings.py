@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ctxfast import ops, reference
 from ctxfast.bert.configuration import BertConfig
-from ctxfast.bert.inputs import PackedInputs
+from ctxfast.bert.inputs import PackedInputs, coordinates
 
 
 class BertEmbeddings(nn.Module):
@@ -43,9 +43,9 @@ class BertEmbeddings(nn.Module):
             x = inputs.inputs_embeds + _lookup("token_type_ids", inputs.token_type_ids, tables[0])
             x = x + _lookup("position_ids", inputs.position_ids, tables[1])
             x = ops.add_layer_norm(x, None, norm.weight, norm.bias, norm.eps)
-        if self.dropout.training and self.dropout.p > 0.0:
-            x = _dropout(x, self.dropout.p, inputs)
-        return x
+        if not self.dropout.training or self.dropout.p == 0.0:
+            return x
+        return dropout(x, self.dropout.p, *coordinates(inputs.batch, x.shape[0]))
 
 
 def _embedding(rows: int, size: int, padding_idx: int | None = None) -> nn.Embedding:
@@ -64,11 +64,7 @@ def _lookup(name: str, ids: Tensor, table: Tensor) -> Tensor:
     return F.embedding(ids, table)
 
 
-def _dropout(x: Tensor, p: float, inputs: PackedInputs) -> Tensor:
-    """Dropout by logical coordinates, so that packed and padded runs drop the same elements."""
+def dropout(x: Tensor, p: float, sequence_ids: Tensor, positions: Tensor) -> Tensor:
+    """Dropout of rows [R, H] by their logical coordinates, so that padded and packed runs drop the same elements."""
     seed = torch.randint(2**63 - 1, (1,), device=x.device)
-    total = inputs.batch.total
-    kept = reference.hidden_dropout(
-        x[:total], p, seed, inputs.batch.sequence_ids, inputs.batch.positions
-    )
-    return F.pad(kept, (0, 0, 0, x.shape[0] - total))
+    return reference.hidden_dropout(x, p, seed, sequence_ids, positions)

@@ -9,16 +9,26 @@ Modules and parameters have the names of transformers, so that checkpoints load 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ctxfast import ops
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, BertConfig
-from ctxfast.bert.inputs import PackedInputs
-from ctxfast.nn.packed_linear import PackedLinear, PackedModule, linear, stacked_linear
+from ctxfast.bert.inputs import PackedInputs, coordinates
+from ctxfast.bert.selection import Selection
+from ctxfast.nn.packed_linear import (
+    PackedLinear,
+    PackedModule,
+    computes_in,
+    inner_dtype,
+    linear,
+    stacked_linear,
+)
 from ctxfast.packed import PackedBatch
 
 
@@ -36,20 +46,47 @@ class AttentionPlan:
         rows = inputs.position_ids.shape[0]
         return cls(inputs.batch, rows, inputs.attn_mask, output_attentions)
 
+    @classmethod
+    def of_rows(cls, selection: Selection) -> AttentionPlan:
+        """Where the selected rows lie: what everything behind the attention needs to know of them."""
+        return cls(selection.batch, selection.index.shape[0], None, False)
+
+    @cached_property
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Sequence and position of every row [T], by which dropout is drawn."""
+        return coordinates(self.batch, self.rows)
+
+    def takes_queries(self, selection: Selection, dropout_p: float) -> bool:
+        """Whether attention of the selected queries alone gives what it gives among all of them.
+
+        Its dropout is drawn by the place of a query among those of its sequence, which only first tokens keep.
+        """
+        padded = self.output_attentions or self.attn_mask is not None
+        return not padded and (selection.leading or dropout_p == 0.0)
+
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        dropout_p: float,
+        queries: PackedBatch | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for."""
+        """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for.
+
+        queries: where the rows of query lie, by default where those of key and value do.
+        """
         if self.output_attentions or self.attn_mask is not None:
             return self._attend_padded(query, key, value, dropout_p)
         batch = self.batch
+        queries = batch if queries is None else queries
         output = ops.attention_varlen(
             query,
             key,
             value,
-            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_q=queries.cu_seqlens,
             cu_seqlens_k=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_q=queries.max_seqlen,
             max_seqlen_k=batch.max_seqlen,
             dropout_p=dropout_p,
         )
@@ -106,13 +143,37 @@ class BertSelfAttention(PackedModule):
         self.value = PackedLinear(size, size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, hidden: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden: Tensor, plan: AttentionPlan, selection: Selection | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, H] -> [T, H], or [R, H] of the selected rows, which attend all of them."""
         parts = submodules(self)
-        projected = stacked_linear(self, (parts["query"], parts["key"], parts["value"]), hidden)
-        shape = (plan.rows, self.num_attention_heads, self.attention_head_size)
-        query, key, value = (x.view(shape) for x in projected)
-        output, weights = plan.attend(query, key, value, _rate(parts["dropout"]))
-        return output.reshape(hidden.shape), weights
+        dropout_p = _rate(parts["dropout"])
+        if selection is not None and plan.takes_queries(selection, dropout_p):
+            return self._attend_selected(hidden, plan, selection, dropout_p), None
+        projections = (parts["query"], parts["key"], parts["value"])
+        projected = stacked_linear(self, projections, hidden, inner_dtype(self, hidden))
+        query, key, value = map(self._heads, projected)
+        output, weights = plan.attend(query, key, value, dropout_p)
+        output = output.reshape(hidden.shape)
+        return output if selection is None else selection.take(output), weights
+
+    def _attend_selected(
+        self, hidden: Tensor, plan: AttentionPlan, selection: Selection, dropout_p: float
+    ) -> Tensor:
+        """The packed weights of the three projections are held one by one: the stacked one would do too much."""
+        parts = submodules(self)
+        chosen, dtype = selection.take(hidden), inner_dtype(self, hidden)
+        query = self._heads(linear(parts["query"], chosen, None, dtype))
+        key, value = (
+            self._heads(linear(parts[name], hidden, None, dtype)) for name in ("key", "value")
+        )
+        output, _ = plan.attend(query, key, value, dropout_p, selection.batch)
+        return output.reshape(chosen.shape)
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """[rows, H] -> [rows, heads, D]"""
+        return projected.view(-1, self.num_attention_heads, self.attention_head_size)
 
 
 class _ResidualOutput(nn.Module):
@@ -127,12 +188,13 @@ class _ResidualOutput(nn.Module):
     def forward(self, input: Tensor, residual: Tensor, plan: AttentionPlan) -> Tensor:
         parts = submodules(self)
         norm, dropout_p = parts["LayerNorm"], _rate(parts["dropout"])
-        hidden = linear(parts["dense"], input)
+        narrower = input.dtype != residual.dtype
+        hidden = linear(parts["dense"], input, None, residual.dtype if narrower else None)
         affine = norm._parameters
         weight, bias = affine["weight"], affine["bias"]
         if dropout_p == 0.0:
             return ops.add_layer_norm(hidden, residual, weight, bias, norm.eps)
-        beyond = (0, plan.rows - plan.batch.total)
+        sequence_ids, positions = plan.coordinates
         return ops.add_layer_norm(
             hidden,
             residual,
@@ -140,8 +202,8 @@ class _ResidualOutput(nn.Module):
             bias,
             norm.eps,
             dropout_p=dropout_p,
-            sequence_ids=F.pad(plan.batch.sequence_ids, beyond),
-            positions=F.pad(plan.batch.positions, beyond),
+            sequence_ids=sequence_ids,
+            positions=positions,
         )
 
 
@@ -167,10 +229,16 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertSelfOutput(config)
 
-    def forward(self, hidden: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden: Tensor, plan: AttentionPlan, selection: Selection | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         parts = submodules(self)
-        output, weights = parts["self"](hidden, plan)
-        return parts["output"](output, hidden, plan), weights
+        if selection is None:
+            output, weights = parts["self"](hidden, plan)
+            return parts["output"](output, hidden, plan), weights
+        output, weights = parts["self"](hidden, plan, selection)
+        rows = AttentionPlan.of_rows(selection)
+        return parts["output"](output, selection.take(hidden), rows), weights
 
 
 class BertIntermediate(nn.Module):
@@ -183,7 +251,9 @@ class BertIntermediate(nn.Module):
         self.activation = PLAIN_ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        output = linear(submodules(self)["dense"], hidden, self.fused)
+        dense = submodules(self)["dense"]
+        dtype = inner_dtype(dense, hidden) if isinstance(dense, PackedModule) else None
+        output = linear(dense, hidden, self.fused, dtype)
         return output if self.activation is None else self.activation(output)
 
 
@@ -196,29 +266,62 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config)
 
-    def forward(self, hidden: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
-        """[T, H] -> [T, H], and the attention weights where the plan asks for them."""
+    def forward(
+        self, hidden: Tensor, plan: AttentionPlan, selection: Selection | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, H] -> [T, H], and the attention weights where the plan asks for them.
+
+        selection: rows that alone are computed, on keys and values of all: [R, H]
+        """
         parts = submodules(self)
-        attended, weights = parts["attention"](hidden, plan)
+        if selection is None:
+            attended, weights = parts["attention"](hidden, plan)
+        else:
+            attended, weights = parts["attention"](hidden, plan, selection)
+            plan = AttentionPlan.of_rows(selection)
         return parts["output"](parts["intermediate"](attended), attended, plan), weights
 
 
 class BertEncoder(nn.Module):
-    """The stack of layers."""
+    """The stack of layers.
+
+    gradient_checkpointing: a training step keeps the input of each layer alone and computes the layer again for its
+    gradients (Chen et al., 2016)
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
 
     def forward(
-        self, hidden: Tensor, plan: AttentionPlan, output_hidden_states: bool = False
+        self,
+        hidden: Tensor,
+        plan: AttentionPlan,
+        output_hidden_states: bool = False,
+        selection: Selection | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """[T, H] -> [T, H]; the states before and after every layer, where asked for; the attention weights."""
-        states, attentions = [hidden] if output_hidden_states else [], []
-        for layer in self.layer:
-            hidden, weights = layer(hidden, plan)
+        """[T, H] -> [T, H]; the states before and after every layer, where asked for; the attention weights.
+
+        selection: the rows [R, H] to return of the last layer. Nothing else of it is computed, unless states or weights
+        are asked for.
+        """
+        dtype, attentions = hidden.dtype, []
+        states = [hidden] if output_hidden_states else []
+        if len(self.layer) and computes_in(self.layer[0].attention.self, "bfloat16", hidden):
+            hidden = hidden.bfloat16()  # what the layers pass on to each other and add up
+        everything = output_hidden_states or plan.output_attentions
+        last = None if selection is None or everything else len(self.layer) - 1
+        for number, layer in enumerate(self.layer):
+            arguments = (hidden, plan, selection) if number == last else (hidden, plan)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                hidden, weights = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                hidden, weights = layer(*arguments)
             if output_hidden_states:
-                states.append(hidden)
+                states.append(hidden.to(dtype))
             if weights is not None:
-                attentions.append(weights)
-        return hidden, states, attentions
+                attentions.append(weights.to(dtype))
+        if selection is not None and (last is None or last < 0):
+            hidden = selection.take(hidden)
+        return hidden.to(dtype), states, attentions

@@ -123,6 +123,36 @@ def round_rows(inputs: PackedInputs) -> PackedInputs:
     )
 
 
+def coordinates(batch: PackedBatch, rows: int) -> tuple[Tensor, Tensor]:
+    """Sequence and position of `rows` rows that begin with the batch's: dropout is drawn by them."""
+    beyond = (0, rows - batch.total)
+    return F.pad(batch.sequence_ids, beyond), F.pad(batch.positions, beyond)
+
+
+def pack_labels(caller: str, labels: Tensor | None, batch: PackedBatch) -> Tensor | None:
+    """Labels [B, S] of tokens as int64 [batch.total]. Raises ValueError and TypeError, speaking for `caller`."""
+    if labels is None:
+        return None
+    if labels.shape != (batch.batch_size, batch.seq_len):
+        raise ValueError(
+            f"{caller}: labels must be [{batch.batch_size}, {batch.seq_len}], got shape {tuple(labels.shape)}"
+        )
+    return batch.pack(_integers(caller, "labels", labels).long())
+
+
+def sequence_labels(caller: str, name: str, labels: Tensor, count: int) -> Tensor:
+    """Labels of sequences as int64 [count], from that shape or [count, 1]. Errors as `pack_labels`."""
+    if labels.numel() != count:
+        raise ValueError(f"{caller}: {name} must be [{count}], got shape {tuple(labels.shape)}")
+    return _integers(caller, name, labels).reshape(-1).long()
+
+
+def _integers(caller: str, name: str, labels: Tensor) -> Tensor:
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"{caller}: {name} must be integers, got {labels.dtype}")
+    return labels
+
+
 def _layout(
     mask: Tensor | None, batch_size: int, seq_len: int, device: torch.device
 ) -> PackedBatch:

@@ -13,6 +13,7 @@ from ctxfast.bert.encoder import AttentionPlan, BertEncoder
 from ctxfast.bert.inputs import PackedInputs, pack_inputs, packed_inputs, round_rows
 from ctxfast.bert.outputs import BaseModelOutputWithPooling
 from ctxfast.bert.pretrained import BertPreTrainedModel
+from ctxfast.bert.selection import Selection
 from ctxfast.nn.packed_linear import PackedLinear, linear, set_packing
 from ctxfast.packed import PackedBatch
 
@@ -38,12 +39,25 @@ class BertPooler(nn.Module):
 
 @dataclass(frozen=True)
 class PackedStates:
-    """What the encoder computes, on packed tokens: last and hidden [batch.total, H]."""
+    """What the encoder computes, on packed tokens.
+
+    last:       [rows.total, H]; rows is batch, or the layout of the selected rows
+    hidden:     [batch.total, H] each
+    attentions: [B, heads, S, S] each
+    """
 
     batch: PackedBatch
+    rows: PackedBatch
     last: Tensor
     hidden: list[Tensor]
     attentions: list[Tensor]
+
+    def padded(self) -> dict[str, tuple[Tensor, ...] | None]:
+        """hidden_states and attentions as a model returns them."""
+        return {
+            "hidden_states": tuple(map(self.batch.pad, self.hidden)) or None,
+            "attentions": tuple(self.attentions) or None,
+        }
 
 
 class BertModel(BertPreTrainedModel):
@@ -97,24 +111,16 @@ class BertModel(BertPreTrainedModel):
         Raises ValueError for a wrong shape, a sequence beyond max_position_embeddings or, on a CPU, an id outside its
         table; TypeError for a wrong dtype.
         """
-        config = self.config
         inputs = pack_inputs(
-            config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         )
-        states = self.encode(
-            inputs,
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
-        )
-        pad = states.batch.pad
+        states = self.encode(inputs, output_hidden_states, output_attentions)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=pad(states.last),
-            pooler_output=self._pool(states),
-            hidden_states=tuple(map(pad, states.hidden)) or None,
-            attentions=tuple(states.attentions) or None,
+            last_hidden_state=states.batch.pad(states.last),
+            pooler_output=self.pool(states),
+            **states.padded(),
         )
-        wanted = config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
+        return self.finish(output, return_dict)
 
     def forward_packed(
         self,
@@ -132,34 +138,43 @@ class BertModel(BertPreTrainedModel):
         Returns last_hidden_state and hidden_states of [T, H], and pooler_output [B, H].
         """
         inputs = packed_inputs(input_ids, batch, token_type_ids, position_ids)
-        states = self.encode(inputs, output_hidden_states)
+        states = self.encode(inputs, output_hidden_states, output_attentions=False)
         return BaseModelOutputWithPooling(
             last_hidden_state=states.last,
-            pooler_output=self._pool(states),
+            pooler_output=self.pool(states),
             hidden_states=tuple(states.hidden) or None,
         )
 
     def encode(
         self,
         inputs: PackedInputs,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        selection: Selection | None = None,
     ) -> PackedStates:
-        """Embeddings and layers on packed tokens: what the heads build on."""
+        """Embeddings and layers on packed tokens: what the heads build on.
+
+        selection: the rows of the last layer that are wanted, by default all. The rest of that layer is left out unless
+        hidden states or attentions are asked for, here or by the configuration.
+        """
+        config = self.config
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = config.output_attentions
         self.last_padding = inputs.padding
-        total = inputs.batch.total
+        batch = inputs.batch
+        rows = batch if selection is None else selection.batch
         inputs = round_rows(inputs)
-        plan = AttentionPlan.of(inputs, output_attentions)
-        last, hidden, attentions = self.encoder(self.embeddings(inputs), plan, output_hidden_states)
-        return PackedStates(
-            inputs.batch, last[:total], [state[:total] for state in hidden], attentions
+        last, hidden, attentions = self.encoder(
+            self.embeddings(inputs),
+            AttentionPlan.of(inputs, output_attentions),
+            output_hidden_states,
+            selection,
         )
+        hidden = [state[: batch.total] for state in hidden]
+        return PackedStates(batch, rows, last[: rows.total], hidden, attentions)
 
-    def _pool(self, states: PackedStates) -> Tensor | None:
-        return None if self.pooler is None else self.pooler(states.last, states.batch)
-
-    def _unused(self, names: set[str]) -> set[str]:
-        """A pooler in the file is no surprise to a model that was asked to have none."""
-        if self.pooler is not None:
-            return names
-        return {name for name in names if not name.removeprefix("bert.").startswith("pooler.")}
+    def pool(self, states: PackedStates) -> Tensor | None:
+        """[B, H] of the first tokens, which must be among the rows; None without a pooling layer."""
+        return None if self.pooler is None else self.pooler(states.last, states.rows)

@@ -65,3 +65,55 @@ class BaseModelOutputWithPooling(ModelOutput):
     pooler_output: Tensor | None
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+
+
+class _HeadOutput(ModelOutput):
+    """The loss comes first, where labels are given; hidden states and attentions as in BaseModelOutputWithPooling."""
+
+    loss: Tensor | None
+
+
+class BertForPreTrainingOutput(_HeadOutput):
+    """loss [] where both kinds of labels are given; logits [B, S, V], zero in padding, and [B, 2]."""
+
+    prediction_logits: Tensor | None
+    seq_relationship_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class MaskedLMOutput(_HeadOutput):
+    """logits [B, S, V], zero in padding; None in a training step with labels under config.sparse_prediction."""
+
+    logits: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class SequenceClassifierOutput(_HeadOutput):
+    """logits [B, num_labels]."""
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class NextSentencePredictorOutput(SequenceClassifierOutput):
+    """logits [B, 2]: column 0 that the second sentence follows the first, column 1 that it does not."""
+
+
+class MultipleChoiceModelOutput(SequenceClassifierOutput):
+    """logits [B, choices]."""
+
+
+class TokenClassifierOutput(SequenceClassifierOutput):
+    """logits [B, S, num_labels], zero in padding."""
+
+
+class QuestionAnsweringModelOutput(_HeadOutput):
+    """start_logits and end_logits [B, S], the lowest value of their type in padding."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None

@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ctxfast.bert.configuration import FIELDS, BertConfig
 from ctxfast.bert.files import make_directory, resolve_directory
+from ctxfast.bert.outputs import ModelOutput
 from ctxfast.bert.weights import (
     LoadingInfo,
     check_shapes,
@@ -29,6 +31,7 @@ class BertPreTrainedModel(nn.Module):
     """Base class of the BERT models, with transformers' names for loading and saving."""
 
     base_model_prefix = "bert"
+    _tied_weights_keys: Mapping[str, str] = {}  # parameter: the one whose storage it shares
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -54,11 +57,65 @@ class BertPreTrainedModel(nn.Module):
         """Forgets the packed copies of the weights; the next inference makes them again."""
         refresh(self)
 
+    @property
+    def base_model(self) -> Any:
+        """The model without its head."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of word vectors."""
+        return self.base_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.base_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The layer that gives a score to every word, None in a model that predicts none."""
+        return None
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        """From now on a training step computes every layer twice and keeps only its input (Chen et al., 2016).
+
+        gradient_checkpointing_kwargs is transformers' argument; {"use_reentrant": False} is what happens anyway.
+        """
+        if gradient_checkpointing_kwargs not in (None, {}, {"use_reentrant": False}):
+            raise ValueError(
+                f"{type(self).__name__}: gradient_checkpointing_kwargs must be {{'use_reentrant': False}}, "
+                f"got {gradient_checkpointing_kwargs!r}"
+            )
+        self.base_model.encoder.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Layers keep again what their gradients need."""
+        self.base_model.encoder.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.base_model.encoder.gradient_checkpointing
+
     def init_weights(self) -> None:
-        """Draws new parameters: normal with config.initializer_range, LayerNorm 1 and 0, biases 0, the [PAD] row 0."""
+        """Draws new parameters by config.initializer and initializer_range: LayerNorm 1 and 0, biases 0.
+
+        "normal" is transformers' way, with the [PAD] row 0; "truncated_normal", cut at two standard deviations and
+        with a [PAD] row like any other, is that of the original BERT.
+        """
+        self.tie_weights()
+        done: set[int] = set()
         for module in self.modules():
-            for name, _ in module.named_parameters(recurse=False):
-                self._init_parameter(module, name)
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in done:
+                    self._init_parameter(module, name)
+                done.add(id(parameter))
+
+    def tie_weights(self) -> None:
+        """Makes tied parameters one, where config.tie_word_embeddings says so."""
+        if self.config.tie_word_embeddings:
+            self._tie(self._tied_weights_keys)
+
+    def _tie(self, pairs: Mapping[str, str]) -> None:
+        for target, source in pairs.items():
+            path, _, name = target.rpartition(".")
+            setattr(self.get_submodule(path), name, self.get_parameter(source))
 
     @torch.no_grad()
     def _init_parameter(self, module: nn.Module, name: str) -> None:
@@ -67,12 +124,15 @@ class BertPreTrainedModel(nn.Module):
             parameter.is_meta
         ):  # a loader replaces it, and torch's meta functions take a second to import
             return
+        std = self.config.initializer_range
         if name == "bias":
             parameter.zero_()
         elif isinstance(module, nn.LayerNorm):
             parameter.fill_(1.0)
+        elif self.config.initializer == "truncated_normal":
+            nn.init.trunc_normal_(parameter, 0.0, std, -2 * std, 2 * std)
         else:
-            parameter.normal_(0.0, self.config.initializer_range)
+            parameter.normal_(0.0, std)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 parameter[module.padding_idx].zero_()
 
@@ -146,16 +206,43 @@ class BertPreTrainedModel(nn.Module):
         mismatched = check_shapes(
             found, expected, ignore_mismatched_sizes=ignore_mismatched_sizes, caller=caller
         )
+        tied = self._tied_pairs(found)
         target = _parameter_dtype(dtype, found, caller)
-        missing = set(expected) - set(found)
+        missing = set(expected) - set(found) - set(tied)
         new = {name: torch.empty(expected[name].shape, dtype=target) for name in missing}
         loaded = {name: tensor.to(target) for name, tensor in found.items()}
-        self.load_state_dict({**loaded, **new}, assign=True)
+        loaded |= new
+        loaded |= {copy: loaded[original] for copy, original in tied.items()}
+        self.load_state_dict(loaded, assign=True)
+        self._tie(tied)
         for name in sorted(missing):
             path, _, parameter = name.rpartition(".")
             self._init_parameter(self.get_submodule(path), parameter)
         mismatched_names = {name for name, _, _ in mismatched}
         return LoadingInfo(missing - mismatched_names, unexpected, mismatched)
+
+    def _tied_pairs(self, found: dict[str, Tensor]) -> dict[str, str]:
+        """The parameters to tie, given what a checkpoint holds; leaves the originals alone in `found`.
+
+        As in transformers a checkpoint may hold either of the two, or both: these stay apart if they differ.
+        """
+        pairs = {}
+        for copied, original in self._tied_weights_keys.items():
+            if not self.config.tie_word_embeddings:
+                break
+            if copied in found and original in found:
+                if not torch.equal(found[copied], found[original]):
+                    warnings.warn(
+                        f"{type(self).__name__}: {copied} differs from {original} in the checkpoint, so they are not "
+                        "tied; tie_word_embeddings=False says so without this warning",
+                        stacklevel=4,
+                    )
+                    continue
+                del found[copied]
+            elif copied in found:
+                found[original] = found.pop(copied)
+            pairs[copied] = original
+        return pairs
 
     def _warn(self, info: LoadingInfo, caller: str, source: str) -> None:
         new = sorted(info.missing_keys | {name for name, _, _ in info.mismatched_keys})
@@ -172,15 +259,27 @@ class BertPreTrainedModel(nn.Module):
                 stacklevel=3,
             )
 
+    def finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        """The output itself or its tuple, as the argument, or else the configuration, has it."""
+        wanted = self.config.return_dict if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
+
     def _unused(self, names: set[str]) -> set[str]:
-        """Those of a checkpoint's extra names that a user should hear of."""
-        return names
+        """Those of a checkpoint's extra names that a user should hear of: not a pooler that the model is to lack."""
+        if getattr(self.base_model, "pooler", None) is not None:
+            return names
+        return {name for name in names if not name.removeprefix("bert.").startswith("pooler.")}
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json and model.safetensors, each at once or not at all; transformers loads them."""
         caller = f"{type(self).__name__}.save_pretrained"
         folder = make_directory(directory, caller=caller)
-        write_checkpoint(folder / "model.safetensors", self.state_dict(), caller=caller)
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        tensors = self.state_dict()
+        for copied, original in self._tied_weights_keys.items():
+            if parameters[copied] is parameters[original]:
+                del tensors[copied]
+        write_checkpoint(folder / "model.safetensors", tensors, caller=caller)
         config = copy.copy(self.config)
         config.architectures = [type(self).__name__]
         config.dtype = self.dtype

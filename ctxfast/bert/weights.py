@@ -46,7 +46,7 @@ def read_checkpoint(folder: Path, *, caller: str) -> dict[str, Tensor]:
     Raises FileNotFoundError where there is none or a shard is missing, ValueError where a file is damaged or holds more
     than tensors.
     """
-    readers = {"model.safetensors": _read_safetensors, "pytorch_model.bin": _read_pickle}
+    readers = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_pickle}
     for name, read in readers.items():
         if (folder / name).is_file():
             return read(folder / name, caller)
@@ -77,7 +77,7 @@ def _shards(index: Path, caller: str) -> list[str]:
     return names
 
 
-def _read_safetensors(path: Path, caller: str) -> dict[str, Tensor]:
+def read_safetensors(path: Path, caller: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: _aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
@@ -96,7 +96,7 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
-def _read_pickle(path: Path, caller: str) -> dict[str, Tensor]:
+def read_pickle(path: Path, caller: str) -> dict[str, Tensor]:
     try:
         content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)

@@ -12,7 +12,7 @@ from ctxfast.cli.errors import Debug
 
 app = typer.Typer(
     name="ctxfast",
-    help="Contextual word representations, fast: BERT on fused kernels, for GPU and CPU.",
+    help="Contextual word representations, fast: BERT and ELMo on fused kernels, for GPU and CPU.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -44,6 +44,7 @@ def _root(
 _SUMMARIES = {
     "info": "Show versions, devices and operators.",
     "embed": "Write contextual vectors of a text file.",
+    "convert": "Rewrite a model's weights in another file format.",
     "demo": "Embed, check and time sentences.",
     "bench": "Measure speed against installed peers.",
 }

@@ -1,126 +1,118 @@
-"""`ctxfast bench`: speed and error against eager PyTorch and every installed peer."""
+"""`ctxfast bench`: speed, memory and error against eager PyTorch and every installed peer."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
 import typer
 
-from ctxfast.cli.errors import FAILURE, Debug
-
-
-class _Status:
-    """What is being measured, on one line of stderr, where that is a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __call__(self, text: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(bar_format="{desc}", leave=False, file=sys.stderr)
-        self._bar.set_description_str(f"[{done}/{total}] {text}" if total else text)
-
-    def clear(self) -> None:
-        """Leave the line, so that a table can be printed."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+from ctxfast.cli.errors import Debug
 
 
 def bench(
     workloads: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[WORKLOAD]...", help="By default all; see --list."),
+        typer.Argument(metavar="[WORKLOAD]...", help="By default all but the long ones."),
     ] = None,
-    size: Annotated[str, typer.Option(metavar="tiny|base", help="Of the problems.")] = "base",
+    size: Annotated[str, typer.Option(metavar="tiny|base|large", help="Of the problems.")] = "base",
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="For every peer. [torch's default]")
     ] = None,
     repeats: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds.")] = 7,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Of timing a case: fewer rounds, at least 3."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="After which no further case begins.")
+    ] = None,
     peers: Annotated[
         str | None,
         typer.Option(metavar="A,B,...|all", help="Who is measured. [all but the slow ones]"),
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Long workloads, slow peers and memory too.")
+    ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Peak memory, each candidate in a process of its own.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Measure this BERT directory on --input.")
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option(metavar="FILE", help="UTF-8 text, one sentence a line.")
+    ] = None,
+    lines: Annotated[int, typer.Option(metavar="N", help="Lines of --input to use.")] = 256,
     json: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write JSON lines, case by case; - is stdout."),
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="As --json, but cases that FILE has are not repeated."),
+    ] = None,
     csv: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write one row a candidate; - is stdout.")
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a report that needs no network.")
+    ] = None,
+    plots: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write the report's plots as SVG files.")
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="Measure nothing: report these JSON lines."),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="JSON lines or git commits: fail where B is slower beyond noise.",
+        ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List workloads and peers.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed and error against eager PyTorch and every installed peer.
+    """Measure speed, memory and error against eager PyTorch and every installed peer.
 
     Every candidate is checked against a float64 result first: wrong numbers get no time. Ctrl-C
     keeps the complete rounds.
     """
-    from ctxfast.benchmarks import records, report, runner
-    from ctxfast.benchmarks import workloads as known
+    from ctxfast.benchmarks import report
+    from ctxfast.cli.bench_run import Outputs, compare_runs, measure, report_file
 
     if list_:
         print(report.listing())
         return
-    names = list(dict.fromkeys(workloads or known.WORKLOADS))
-    options = runner.Options(size, threads, repeats, _peers(peers))
-    quiet = "-" in (json, csv)
-    status = _Status()
-    with contextlib.ExitStack() as files:
-        lines = _open(files, json)
-        rows = _open(files, csv)
+    outputs = Outputs(json, resume, csv, html, plots)
+    if from_ is not None:
+        report_file(from_, outputs)
+        return
+    from ctxfast.benchmarks import peers as known_peers
+    from ctxfast.benchmarks import workloads as known
+    from ctxfast.benchmarks.runner import Options
+    from ctxfast.benchmarks.user_model import UserModel
 
-        def on_start(run: records.Run) -> None:
-            status.clear()
-            if lines is not None:
-                records.write_header(lines, run)
-            if not quiet:
-                print(report.environment(run), flush=True)
-
-        def on_case(case: records.CaseResult) -> None:
-            status.clear()
-            if lines is not None:
-                records.write_case(lines, case)
-            if not quiet:
-                print(f"\n{report.terminal(case)}", flush=True)
-
-        try:
-            run = runner.measure(
-                names, options, on_start=on_start, on_case=on_case, progress=status
-            )
-        except runner.BadOption as error:
-            raise typer.BadParameter(str(error)) from None
-        finally:
-            status.clear()
-        if rows is not None:
-            records.write_csv(rows, run)
-    for wrong in run.wrong:
-        print(f"ctxfast bench: {wrong}", file=sys.stderr)
-    if run.interrupted:
-        raise KeyboardInterrupt
-    if run.wrong:
-        raise typer.Exit(FAILURE)
-
-
-def _peers(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    if text == "all":
-        from ctxfast.benchmarks import peers
-
-        return peers.names()
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _open(files: contextlib.ExitStack, path: str | None) -> TextIO | None:
-    """The file to write, opened before anything is measured; stdout for "-"."""
-    if path is None or path == "-":
-        return None if path is None else sys.stdout
-    return files.enter_context(Path(path).open("w", encoding="utf-8"))
+    if (model is None) != (input is None):
+        raise typer.BadParameter("--model and --input must be given together")
+    chosen = None
+    if peers == "all" or (full and peers is None):
+        chosen = known_peers.names()
+    elif peers is not None:
+        chosen = tuple(name.strip() for name in peers.split(",") if name.strip())
+    options = Options(
+        size=size,
+        threads=threads,
+        repeats=repeats,
+        peers=chosen,
+        budget=budget,
+        minutes=minutes,
+        memory=memory or full,
+        model=None if model is None or input is None else UserModel.at(model, input, lines),
+    )
+    names = list(dict.fromkeys(workloads or known.names(size, full=full)))
+    if compare is not None:
+        compare_runs(*compare, names, options)
+    else:
+        measure(names, options, outputs)

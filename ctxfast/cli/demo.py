@@ -10,23 +10,42 @@ from ctxfast.cli.progress import Progress
 
 if TYPE_CHECKING:
     from ctxfast.demo import DemoResult
+    from ctxfast.demo_elmo import ElmoDemoResult
 
 
 def demo(json: Json = False, debug: Debug = False) -> None:
     """Embed sentences with MiniLM, check them against the eager model and time both."""
     from ctxfast.demo import run_demo
+    from ctxfast.demo_elmo import run_elmo_demo
 
     with Progress("steps") as progress:
         result = run_demo(progress)
+    elmo = run_elmo_demo()
     if json:
-        print(json_module.dumps(result.as_dict()))
+        print(json_module.dumps(result.as_dict() | {"elmo": elmo.as_dict()}))
     else:
         _print(result)
+        _print_elmo(elmo)
     if not result.agrees:
         raise RuntimeError(
             f"demo: the difference to {result.peer} must be one of rounding, got"
             f" {result.difference:.1e}"
         )
+    if not elmo.agrees:
+        raise RuntimeError(
+            "demo: ELMo's difference to the eager reference must be one of rounding, got"
+            f" {elmo.difference:.1e}"
+        )
+
+
+def _print_elmo(result: ElmoDemoResult) -> None:
+    print(
+        f"\nELMo of {result.parameters / 1e6:.1f} M random parameters, written and read in the published layout\n"
+        f"  largest difference to the eager reference {result.difference:.1e} (largest value "
+        f"{result.largest_value:.1f})\n"
+        f"  {result.sentences} sentences, {result.words} words {result.reference * 1e3:16.1f} ms ->"
+        f" {result.ctxfast * 1e3:7.1f} ms  {result.speedup:5.1f}x"
+    )
 
 
 def _print(result: DemoResult) -> None:

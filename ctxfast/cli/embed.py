@@ -13,7 +13,9 @@ from ctxfast.cli.progress import Progress
 
 
 def embed(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="BERT directory, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="BERT or ELMo directory, or a hub id.")
+    ],
     input: Annotated[
         str,
         typer.Argument(metavar="INPUT", help="UTF-8 text, one sentence a line; .gz; - is stdin."),
@@ -32,7 +34,7 @@ def embed(
     layers: Annotated[
         str,
         typer.Option(
-            metavar="top|all|mix|-1,-2,...",
+            metavar="top|all|average|mix|-1,-2,...",
             help="Which layers; mix is ELMo's scalar mix, 0 the embedding output.",
         ),
     ] = "top",
@@ -68,6 +70,19 @@ def embed(
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the model runs.")
     ] = "auto",
+    stateful: Annotated[
+        str,
+        typer.Option(
+            metavar="reset|carry", help="ELMo: states of each line anew, or carried in file order."
+        ),
+    ] = "reset",
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Lines of a batch with --stateful carry.")
+    ] = 64,
+    layout: Annotated[
+        str,
+        typer.Option(metavar="ctxfast|allennlp", help="ELMo: allennlp is that of `allennlp elmo`."),
+    ] = "ctxfast",
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing OUT.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -81,7 +96,7 @@ def embed(
     from ctxfast.embeddings.options import EmbedOptions, parse_layers, parse_weights
 
     options = EmbedOptions(
-        pooling=pooling,
+        pooling="tokens" if layout == "allennlp" else pooling,
         layers=parse_layers(layers),
         mix_weights=None if mix_weights is None else parse_weights(mix_weights),
         normalize=normalize,
@@ -91,6 +106,9 @@ def embed(
         dtype=dtype,
         compute_dtype=compute_dtype,
         device=device,
+        stateful=stateful,
+        batch_size=batch_size,
+        layout=layout,
     )
     from ctxfast.embeddings.job import embed_file
 

@@ -6,10 +6,15 @@ files back. torch, h5py and the models are imported on first use.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EmbedOptions", "EmbedReport", "Embeddings", "OptionError", "embed_file"]
-__all__ += ["load_embeddings"]
+if TYPE_CHECKING:
+    from ctxfast.embeddings.job import EmbedReport, embed_file
+    from ctxfast.embeddings.options import EmbedOptions, OptionError
+    from ctxfast.embeddings.readers import Embeddings, load_embeddings
+
+__all__ = ["EmbedOptions", "EmbedReport", "Embeddings", "OptionError"]
+__all__ += ["embed_file", "load_embeddings"]
 
 _HOME = {
     "EmbedOptions": "options",

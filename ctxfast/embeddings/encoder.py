@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ctxfast.bert import BertModel, BertTokenizer
 from ctxfast.bert.files import resolve_directory
 from ctxfast.embeddings.options import EmbedOptions, OptionError
-from ctxfast.embeddings.pieces import LineTokenizer, Piece
+from ctxfast.embeddings.pieces import LineTokenizer, Piece, batches
 from ctxfast.embeddings.pooling import select_layers
 from ctxfast.packed import PackedBatch
 
@@ -35,14 +35,18 @@ class BertEncoder:
     """
 
     def __init__(self, directory: str | os.PathLike[str], options: EmbedOptions) -> None:
+        if options.stateful != "reset" or options.layout != "ctxfast":
+            raise OptionError(
+                "embed: stateful and layout must be left out for a BERT, got an ELMo's"
+            )
         self.options = options
-        self.device = _device(options)
+        self.device = find_device(options)
         folder = resolve_directory(directory, caller="embed", weights=True)
         self.model, config = _load(folder, options)
         self.model.to(self.device)
-        self.weights_sha256 = {path.name: _sha256(path) for path in _weights(folder)}
+        self.weights_sha256 = {path.name: file_sha256(path) for path in _weights(folder)}
         layers = config.num_hidden_layers + 1  # with the embedding output
-        self._check_layers(layers)
+        check_layers(options, layers)
         tokenizer = BertTokenizer.from_pretrained(folder)
         limit = min(config.max_position_embeddings, tokenizer.model_max_length)
         if options.max_length is not None and options.max_length > limit:
@@ -78,20 +82,26 @@ class BertEncoder:
             kept = [p.first <= i < p.last for p in pieces for i in range(len(p.ids))]
             return rows[torch.tensor(kept, device=self.device)]
 
-    def _check_layers(self, count: int) -> None:
-        layers, weights = self.options.layers, self.options.mix_weights
-        if not isinstance(layers, str) and not all(-count <= index < count for index in layers):
-            raise OptionError(
-                f"embed: layers must be between {-count} and {count - 1} for this model,"
-                f" got {','.join(map(str, layers))}"
-            )
-        if weights is not None and len(weights) != count:
-            raise OptionError(
-                f"embed: mix_weights must be {count} numbers for this model, got {len(weights)}"
-            )
+    def batches(self, pieces: Sequence[Piece]) -> Iterator[list[int]]:
+        """Indices into `pieces` that run together."""
+        return batches(pieces, self.options.batch_tokens)
 
 
-def _device(options: EmbedOptions) -> torch.device:
+def check_layers(options: EmbedOptions, count: int) -> None:
+    """Raises OptionError where options name layers, or weights, that a model of `count` layers has not."""
+    layers, weights = options.layers, options.mix_weights
+    if not isinstance(layers, str) and not all(-count <= index < count for index in layers):
+        raise OptionError(
+            f"embed: layers must be between {-count} and {count - 1} for this model,"
+            f" got {','.join(map(str, layers))}"
+        )
+    if weights is not None and len(weights) != count:
+        raise OptionError(
+            f"embed: mix_weights must be {count} numbers for this model, got {len(weights)}"
+        )
+
+
+def find_device(options: EmbedOptions) -> torch.device:
     name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,7 +128,7 @@ def _weights(folder: Path) -> list[Path]:
     return []
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

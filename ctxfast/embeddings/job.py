@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ctxfast.elmo.files import is_elmo
+from ctxfast.embeddings import allennlp_file
+from ctxfast.embeddings.elmo_encoder import ElmoEncoder
 from ctxfast.embeddings.encoder import BertEncoder
 from ctxfast.embeddings.options import EmbedOptions, OptionError
 from ctxfast.embeddings.output import replacing
-from ctxfast.embeddings.pieces import Piece, batches, windows
+from ctxfast.embeddings.pieces import Piece, windows
 from ctxfast.embeddings.pooling import LinePool
 from ctxfast.embeddings.text import TextLines
 from ctxfast.embeddings.writers import WRITERS, Writer, file_format
@@ -24,6 +29,8 @@ from ctxfast.embeddings.writers import WRITERS, Writer, file_format
 _CHUNK_LINES = 2048
 _CHUNK_CHARACTERS = 1 << 20
 _WINDOW_BYTES = 64 << 20
+
+Encoder = BertEncoder | ElmoEncoder
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,11 @@ def embed_file(
     """Write contextual vectors of the lines of a text file.
 
     Lines without a word piece (blank ones) keep their place: a zero vector when pooled, no token
-    otherwise. Equal lines get equal vectors up to rounding, whatever stands beside them.
+    otherwise. Equal lines get equal vectors up to rounding, whatever stands beside them. Memory does
+    not grow with the text; the disk needs room for twice the output while it is put together.
 
     Args:
-        model: a BERT directory.
+        model: a BERT directory, or an ELMo directory or zip file.
         input: UTF-8 text, one sentence a line, gzip-compressed or not; "-" is standard input.
         output: .h5, .hdf5, .npz or .safetensors; it appears when it is complete.
         options: see `EmbedOptions`.
@@ -79,13 +87,25 @@ def embed_file(
         raise OptionError(f"embed: output must not be the input, got {output} twice")
     started = time.perf_counter()
     with replacing(output, overwrite=overwrite) as partial, TextLines(input) as text:
-        encoder = BertEncoder(model, options)
+        encoder = _encoder(model, options)
         text.check()
+        if options.layout == "allennlp":
+            if kind != "hdf5":
+                raise OptionError(
+                    f"embed: output must be .hdf5 in the layout allennlp, got {output}"
+                )
+            return _in_allennlp_layout(partial, text, encoder, output, started, progress)
+        if isinstance(encoder, ElmoEncoder) and options.pooling == "tokens":
+            encoder.tokenizer.read_vocabulary(text)
         spellings = encoder.tokenizer.spellings if options.pooling == "tokens" else None
         writer = WRITERS[kind](partial, encoder.row_shape, options.dtype, spellings)
         with closing(writer):
             job = _Job(encoder, writer, text.count, progress)
-            for lines in text.chunks(_CHUNK_LINES, _CHUNK_CHARACTERS):
+            carried = options.stateful == "carry"  # then only whole batches
+            size = options.batch_size * max(_CHUNK_LINES // options.batch_size, 1)
+            most = min(_CHUNK_LINES, max(1, _WINDOW_BYTES // job.row_bytes))
+            limits = (size, 1 << 62) if carried else (most, _CHUNK_CHARACTERS)
+            for lines in text.chunks(*limits):
                 job.run(lines)
             writer.finish(_metadata(model, text, encoder, job.counts()))
     rows = job.tokens if options.pooling == "tokens" else job.lines
@@ -99,12 +119,39 @@ def embed_file(
     )
 
 
+def _encoder(model: str | os.PathLike[str], options: EmbedOptions) -> Encoder:
+    return ElmoEncoder(model, options) if is_elmo(model) else BertEncoder(model, options)
+
+
+def _in_allennlp_layout(
+    partial: Path,
+    text: TextLines,
+    encoder: Encoder,
+    output: str | os.PathLike[str],
+    started: float,
+    progress: Callable[[int, int], None] | None,
+) -> EmbedReport:
+    assert isinstance(encoder, ElmoEncoder)
+    words = allennlp_file.write(partial, text, encoder, progress)
+    return EmbedReport(
+        output=os.fspath(output),
+        format="hdf5",
+        lines=text.count,
+        blank_lines=0,
+        tokens=words,
+        overlong_lines=encoder.tokenizer.overlong_lines,
+        shape=(words, *encoder.row_shape),
+        dtype="float32",
+        seconds=time.perf_counter() - started,
+    )
+
+
 class _Job:
     """Encodes chunks of lines and appends them to the writer in order."""
 
     def __init__(
         self,
-        encoder: BertEncoder,
+        encoder: Encoder,
         writer: Writer,
         total: int,
         progress: Callable[[int, int], None] | None,
@@ -114,6 +161,7 @@ class _Job:
         self.writer = writer
         self.total = total
         self.progress = progress
+        self.row_bytes = 4 * math.prod(encoder.row_shape)
         self.lines = 0
         self.blank = 0
         self.tokens = 0
@@ -143,7 +191,7 @@ class _Job:
     def _write_pooled(self, pieces: Sequence[Piece], lines: int) -> None:
         pool = LinePool(lines, self.encoder.row_shape, self.options.pooling)
         done = 0
-        for batch in batches(pieces, self.options.batch_tokens):
+        for batch in self.encoder.batches(pieces):
             chosen = [pieces[i] for i in batch]
             rows = self.encoder(chosen)
             pool.add(rows, [piece.kept for piece in chosen], [piece.line for piece in chosen])
@@ -152,12 +200,11 @@ class _Job:
         self.writer.append_rows(self._stored(pool.result(self.options.normalize)))
 
     def _write_tokens(self, pieces: Sequence[Piece], lines: int) -> None:
-        row_bytes = 4 * int(np.prod(self.encoder.row_shape))
         done = 0
-        for window in windows(pieces, max(1, _WINDOW_BYTES // row_bytes)):
+        for window in windows(pieces, max(1, _WINDOW_BYTES // self.row_bytes)):
             starts = np.cumsum([0, *(piece.kept for piece in window)])
             rows = torch.empty((int(starts[-1]), *self.encoder.row_shape))
-            for batch in batches(window, self.options.batch_tokens):
+            for batch in self.encoder.batches(window):
                 encoded = self.encoder([window[i] for i in batch]).cpu()
                 parts = encoded.split([window[i].kept for i in batch])
                 for i, part in zip(batch, parts, strict=True):
@@ -183,7 +230,7 @@ class _Job:
 
 
 def _metadata(
-    model: str | os.PathLike[str], text: TextLines, encoder: BertEncoder, counts: dict[str, int]
+    model: str | os.PathLike[str], text: TextLines, encoder: Encoder, counts: dict[str, int]
 ) -> dict[str, Any]:
     import ctxfast
 

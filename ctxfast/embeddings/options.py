@@ -9,6 +9,8 @@ from typing import Any
 POOLINGS = ("tokens", "mean", "cls", "max", "pooler")
 OVERLONG = ("truncate", "split", "error")
 STORAGE_DTYPES = ("float32", "float16", "bfloat16")
+STATEFUL = ("reset", "carry")
+LAYOUTS = ("ctxfast", "allennlp")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -17,9 +19,11 @@ class OptionError(ValueError):
 
 
 def parse_layers(text: str) -> str | tuple[int, ...]:
-    """`"top"`, `"all"`, `"mix"`, or comma-separated indices such as `"-1,-2"` as a tuple."""
+    """`"top"`, `"all"`, `"mix"` (or `"average"`), or comma-separated indices such as `"-1,-2"` as a tuple."""
     if text in ("top", "all", "mix"):
         return text
+    if text == "average":  # the mix without weights
+        return "mix"
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -56,6 +60,10 @@ class EmbedOptions:
         batch_tokens: most tokens encoded at once.
         dtype: of the stored vectors. NPZ and HDF5 cannot hold bfloat16.
         compute_dtype: of the model while it runs.
+        stateful: of an ELMo. "reset": a line's vectors do not depend on the lines before. "carry": each
+            row of a batch goes on from the state of the batch before, in file order, as AllenNLP did.
+        batch_size: lines of a batch where states are carried.
+        layout: "ctxfast", or "allennlp": an ELMo's vectors per word as `allennlp elmo` wrote them.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:<index>".
     """
 
@@ -69,11 +77,22 @@ class EmbedOptions:
     dtype: str = "float32"
     compute_dtype: str = "float32"
     device: str = "auto"
+    stateful: str = "reset"
+    batch_size: int = 64
+    layout: str = "ctxfast"
 
     def __post_init__(self) -> None:
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("overlong", self.overlong, OVERLONG)
         _one_of("dtype", self.dtype, STORAGE_DTYPES)
+        _one_of("stateful", self.stateful, STATEFUL)
+        _one_of("layout", self.layout, LAYOUTS)
+        if self.batch_size < 1:
+            raise OptionError(f"embed: batch_size must be at least 1, got {self.batch_size}")
+        if self.layout == "allennlp" and (self.pooling != "tokens" or self.dtype != "float32"):
+            raise OptionError(
+                "embed: pooling must be tokens and dtype float32 in the layout allennlp, got others"
+            )
         _one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         if isinstance(self.layers, str):
             _one_of("layers", self.layers, ("top", "all", "mix"))

@@ -95,7 +95,7 @@ def recast(module: nn.Module, cls: type[M]) -> M:
     }
     new.__dict__.update(state)
     if isinstance(new, PackedModule):
-        new.__dict__.update(pack=True, precision=None, _copy=None)
+        new.__dict__.update(pack=True, _copy=None)
     return new
 
 

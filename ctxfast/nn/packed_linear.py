@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ctxfast.reference.linear import ACTIVATIONS
 # The layout that oneDNN chooses for this many rows was within 5 % of the best one for every count from 16 to 2,048.
 _EXPECTED_ROWS = 256
 _SAMPLES = 4
+_COMPUTE = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class _Fingerprint:
@@ -71,26 +72,30 @@ def _sources(weights: Weights, biases: Biases) -> list[Tensor]:
 
 
 class _Copy:
-    """A packed weight [N, K], the bias [N] of stacked layers, and the fingerprints of what they were made from.
+    """A weight [N, K] as the products of one compute type read it, the bias [N] of stacked layers, and the fingerprints
+    of what they were made from.
 
-    precision: None, the dtype of the parameters; "bfloat16"; or "int8", with the scale [N] of each output channel.
+    weight: packed by oneDNN, or an `ops.QuantizedWeight` where compute is int8
     """
 
-    __slots__ = ("bias", "fingerprints", "precision", "scales", "weight")
+    __slots__ = ("bias", "compute", "fingerprints", "weight")
 
-    def __init__(self, weights: Weights, biases: Biases, precision: str | None) -> None:
+    def __init__(self, weights: Weights, biases: Biases, compute: torch.dtype) -> None:
         sources = _sources(weights, biases)
         count = len(weights)
+        self.compute = compute
+        self.bias: Tensor | None = None
+        self.weight: Any
         # Outside inference mode, so that the copy also serves calls under no_grad.
         with torch.inference_mode(False), torch.no_grad():
             weight = sources[0] if count == 1 else torch.cat(sources[:count])
-            self.bias = torch.cat(sources[count:]) if len(sources) > count else None
-            self.precision, self.scales = precision, None
-            if precision == "int8":
-                self.weight, self.scales = ops.quantize_weight(weight)
+            if len(sources) > count:
+                bias = torch.cat(sources[count:])
+                self.bias = bias if compute == torch.int8 else bias.to(compute)
+            if compute == torch.int8:
+                self.weight = ops.quantize_weight(weight)
             else:
-                weight = weight.bfloat16() if precision == "bfloat16" else weight
-                self.weight = _onednn.pack(weight, _EXPECTED_ROWS)
+                self.weight = _onednn.pack(weight.to(compute), _EXPECTED_ROWS)
             self.fingerprints = [_Fingerprint(source) for source in sources]
 
     def matches(self, weights: Weights, biases: Biases) -> bool:
@@ -101,19 +106,24 @@ class _Copy:
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.weight, self.scales, self.bias)
-        return sum(x.numel() * x.element_size() for x in tensors if x is not None)
+        tensors = (self.weight, self.bias)
+        return sum(x.nbytes for x in tensors if x is not None)
 
-    def linear(self, input: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-        """activation(input @ weight^T + bias) in the precision of the copy, returned in the dtype of input."""
-        if self.precision == "int8":
-            scales = cast("Tensor", self.scales)
-            return ops.linear_int8(input, self.weight, scales, bias, activation=activation)
-        dtype = input.dtype
-        if self.precision == "bfloat16":
-            input, bias = input.bfloat16(), None if bias is None else bias.bfloat16()
-        # The packed weight stands for the plain one, of which a stacked or narrower copy has none.
-        output = ops.linear(input, self.weight, bias, activation=activation, packed=self.weight)
+    def linear(
+        self,
+        input: Tensor,
+        bias: Tensor | None,
+        activation: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """activation(input @ weight^T + bias), returned in `dtype`, by default that of input."""
+        dtype, compute, weight = dtype or input.dtype, self.compute, self.weight
+        if compute == torch.int8:
+            return ops.linear_int8(input, weight, bias, activation=activation, dtype=dtype)
+        if bias is not None and bias.dtype != compute:
+            bias = bias.to(compute)
+        # The packed weight stands for the plain one, which a stacked or converted copy does not have.
+        output = ops.linear(input.to(compute), weight, bias, activation=activation, packed=weight)
         return output.to(dtype)
 
 
@@ -121,13 +131,16 @@ class PackedModule(nn.Module):
     """Base of modules that hold the packed weight of one linear layer, or of several that read the same input.
 
     pack: set it to False, or use `set_packing`, to run on the plain weights and save the memory of the copy.
+    cast: whether the copy takes the dtype of the input where the weights have another.
     precision: None, "bfloat16" or "int8", from `set_precision`: the compute type wherever the copy serves.
     """
+
+    cast = False
+    precision: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pack = True
-        self.precision: str | None = None
         self._copy: _Copy | None = None
 
     @property
@@ -144,23 +157,24 @@ class PackedModule(nn.Module):
         """The valid packed copy of `linears`, made if need be, or None where the plain weights must run."""
         return self._packed([x.weight for x in linears], [x.bias for x in linears], input)
 
+    def packed_parameters(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
+        """The same for the parameters themselves."""
+        return self._packed(weights, biases, input)
+
     def _packed(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
         if torch.is_grad_enabled():
             self._copy = None
             return None
         if self.training or not self.pack or not _permitted(input):
             return None
-        copy = self._copy
-        if copy is not None and copy.matches(weights, biases):
+        copy, precision = self._copy, self.precision
+        compute = input.dtype if precision is None else _COMPUTE[precision]
+        if copy is not None and copy.compute == compute and copy.matches(weights, biases):
             return copy
-        if not _packable(weights, biases, input):
+        if not _packable(weights, biases, input, self.cast or precision is not None):
             self._copy = None
             return None
-        # bfloat16 parameters have that precision already.
-        precision = (
-            None if input.dtype.itemsize == 2 and self.precision != "int8" else self.precision
-        )
-        self._copy = copy = _Copy(weights, biases, precision)
+        self._copy = copy = _Copy(weights, biases, compute)
         return copy
 
     def train(self, mode: bool = True) -> PackedModule:
@@ -192,14 +206,14 @@ def _permitted(input: Tensor) -> bool:
     )
 
 
-def _packable(weights: Weights, biases: Biases, input: Tensor) -> bool:
+def _packable(weights: Weights, biases: Biases, input: Tensor, cast: bool) -> bool:
     """Whether these are ordinary parameters: none computed by a parametrisation, quantised or distributed."""
     given = [bias for bias in biases if bias is not None]
     if _onednn.linear_refuses(input, weights[0], None, "none", None, None) is not None:
         return False
     return len(given) in (0, len(weights)) and all(
         type(parameter) is nn.Parameter
-        and parameter.dtype == input.dtype
+        and (parameter.dtype == input.dtype or (cast and parameter.is_floating_point()))
         and parameter.device == input.device
         and parameter.is_contiguous()
         and parameter.numel() > 0
@@ -219,14 +233,22 @@ def _parameters(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
 class PackedLinear(PackedModule, nn.Linear):
     """torch.nn.Linear, with the same parameters and results, on the fused operator and a packed weight."""
 
-    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
-        """activation(input @ weight^T + bias): input [..., K] -> [..., N]; activation as in `ctxfast.ops.linear`."""
+    def forward(
+        self, input: Tensor, activation: str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """activation(input @ weight^T + bias): input [..., K] -> [..., N]; activation as in `ctxfast.ops.linear`.
+
+        dtype: of the result, by default that of input, where `set_precision` gave a compute type
+        """
         weight, bias = _parameters(self)
         copy = self._packed((weight,), (bias,), input)
-        if copy is not None and copy.precision is not None:
-            return copy.linear(input, bias, activation)
-        packed = None if copy is None else copy.weight
-        return ops.linear(input, weight, bias, activation=activation, packed=packed)
+        if self.precision is None:
+            packed = None if copy is None else copy.weight
+            return ops.linear(input, weight, bias, activation=activation, packed=packed)
+        if copy is not None:
+            return copy.linear(input, bias, activation, dtype)
+        output = ops.linear(input.to(weight.dtype), weight, bias, activation=activation)
+        return output.to(dtype or input.dtype)
 
 
 def is_fusable(linear: nn.Module) -> bool:
@@ -240,18 +262,35 @@ def is_fusable(linear: nn.Module) -> bool:
     )
 
 
-def linear(module: nn.Module, input: Tensor, activation: str | None = None) -> Tensor:
-    """activation(module(input)), fused where `module` is a plain PackedLinear.
+def linear(
+    module: nn.Module,
+    input: Tensor,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """activation(module(input)), fused where `module` is a plain PackedLinear; in `dtype`, by default that of input.
 
     Adapters and hooks that users put around the layer see the layer alone, as in an unfused model.
     """
     if is_fusable(module):
-        return PackedLinear.forward(module, input, activation)  # type: ignore[arg-type]
-    return ACTIVATIONS[activation or "none"](module(input))
+        return PackedLinear.forward(module, input, activation, dtype)  # type: ignore[arg-type]
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.dtype != input.dtype and _exact_types(input):
+        dtype = dtype or input.dtype  # around it others compute in a narrower type
+        input = input.to(weight.dtype)
+    output = ACTIVATIONS[activation or "none"](module(input))
+    return output if dtype is None else output.to(dtype)
+
+
+def _exact_types(input: Tensor) -> bool:
+    return input.is_floating_point() and not torch.is_autocast_enabled(input.device.type)
 
 
 def stacked_linear(
-    owner: PackedModule, modules: Sequence[nn.Module], input: Tensor
+    owner: PackedModule,
+    modules: Sequence[nn.Module],
+    input: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """module(input) for each of several layers of one output size, in one product where `owner` may hold their copy."""
     copy = None
@@ -259,9 +298,25 @@ def stacked_linear(
         pairs = [_parameters(module) for module in modules]  # type: ignore[arg-type]
         copy = owner._packed([w for w, _ in pairs], [b for _, b in pairs], input)
     if copy is None:
-        return tuple(linear(module, input) for module in modules)
-    output = copy.linear(input, copy.bias, None)
+        return tuple(linear(module, input, None, dtype) for module in modules)
+    output = copy.linear(input, copy.bias, None, dtype)
     return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
+
+
+def computes_in(owner: PackedModule, precision: str, input: Tensor) -> bool:
+    """Whether the layers of `owner` compute in that precision, set by `set_precision`, in this call."""
+    return (
+        owner.precision == precision
+        and owner.pack
+        and not owner.training
+        and not torch.is_grad_enabled()
+        and _permitted(input)
+    )
+
+
+def inner_dtype(owner: PackedModule, input: Tensor) -> torch.dtype | None:
+    """The type of what is only multiplied again, inside a layer: bfloat16 beside 8-bit products, else as it comes."""
+    return torch.bfloat16 if computes_in(owner, "int8", input) else None
 
 
 def refresh(model: nn.Module) -> None:

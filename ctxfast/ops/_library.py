@@ -73,7 +73,7 @@ def _sample_by_sample(overload: Callable[..., Any]) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def sample(index: int) -> list[Any]:
             return [
-                arg if dim is None else arg.select(dim, index)
+                arg.select(dim, index) if isinstance(arg, Tensor) and dim is not None else arg
                 for arg, dim in zip(args, in_dims, strict=True)
             ]
 

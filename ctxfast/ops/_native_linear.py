@@ -41,45 +41,35 @@ def cross_entropy_(logits: Tensor, labels: Tensor, scale: float, gradient: bool)
     return losses
 
 
-_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "tanh")  # as in csrc/cpu/quantize.h
+_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "tanh")  # as in csrc/cpu/linear_int8.h
 
 
-def quantize_rows(input: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [M, K] and float32 scales [M] of rows input [M, K], M and K > 0: input is about int8 * scale."""
-    input, stride = _rows(input)
-    output = torch.empty(input.shape, dtype=torch.int8)
-    scales = torch.empty(input.shape[0], dtype=torch.float32)
-    status = _module().quantize_rows(
-        _DTYPES[input.dtype],
-        input.data_ptr(),
-        stride,
-        output.data_ptr(),
-        scales.data_ptr(),
-        *input.shape,
-        torch.get_num_threads(),
-    )
-    _check("linear_int8", status)
-    return output, scales
-
-
-def dequantize_rows(
+def linear_int8(
+    input: Tensor,
+    panels: Tensor,
+    scales: Tensor,
     sums: Tensor,
-    row_scales: Tensor,
-    column_scales: Tensor,
     bias: Tensor | None,
     activation: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """activation(sums * row_scales * column_scales + bias): int32 [M, N], float32 [M], [N] and [N] -> [M, N]."""
-    output = torch.empty(sums.shape, dtype=dtype)
-    status = _module().dequantize_rows(
+    """[..., N]; arguments of the registered operator, nothing empty."""
+    rows, stride = _rows(input.reshape(-1, input.shape[-1]))
+    output = torch.empty((*input.shape[:-1], scales.shape[0]), dtype=dtype)
+    panels, scales, sums = panels.contiguous(), scales.contiguous(), sums.contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    status = _module().linear_int8(
+        _DTYPES[input.dtype],
         _DTYPES[dtype],
+        rows.data_ptr(),
+        stride,
+        panels.data_ptr(),
+        scales.data_ptr(),
         sums.data_ptr(),
-        row_scales.data_ptr(),
-        column_scales.data_ptr(),
         _address(bias),
         output.data_ptr(),
-        *sums.shape,
+        *rows.shape,
+        scales.shape[0],
         _ACTIVATIONS.index(activation),
         torch.get_num_threads(),
     )

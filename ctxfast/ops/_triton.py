@@ -306,3 +306,41 @@ def embed_layer_norm(
         bias,
         eps,
     )
+
+
+def char_cnn_refuses(embedding: Tensor) -> str | None:
+    """Why character convolutions cannot run on Triton, or None."""
+    reason = available(embedding.device)
+    if reason is None and embedding.dtype not in _DTYPES:
+        reason = f"no kernel for {embedding.dtype}"
+    return reason
+
+
+elementwise_refuses = char_cnn_refuses  # the device and the dtype decide
+
+
+def _char_cnn() -> ModuleType:
+    return importlib.import_module("ctxfast.ops._triton_char_cnn")
+
+
+def char_cnn(
+    ids: Tensor,
+    embedding: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    widths: list[int],
+    counts: list[int],
+    activation: str,
+) -> Tensor:
+    """ids [..., M] -> [..., N]; weight: one filter after another, each [width, C]."""
+    return _char_cnn().char_cnn(ids, embedding, weight, bias, widths, counts, activation)
+
+
+def highway_gate(projected: Tensor, input: Tensor) -> Tensor:
+    """projected [..., 2N], input [..., N] -> [..., N]."""
+    return _char_cnn().highway_gate(projected, input)
+
+
+def weighted_sum(layers: Tensor, coefficients: Tensor) -> Tensor:
+    """layers [L, ...], coefficients [L] -> [...]."""
+    return _char_cnn().weighted_sum(layers, coefficients)

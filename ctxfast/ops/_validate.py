@@ -60,10 +60,10 @@ def require_bool(op: str, name: str, x: object) -> None:
         raise TypeError(f"{op}: {name} must be True or False, got {x!r}")
 
 
-def require_probability(op: str, p: float) -> None:
-    require_number(op, "dropout_p", p)
+def require_probability(op: str, p: float, name: str = "dropout_p") -> None:
+    require_number(op, name, p)
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{op}: dropout_p must be in [0, 1], got {p}")
+        raise ValueError(f"{op}: {name} must be in [0, 1], got {p}")
 
 
 def require_window(op: str, window_size: Window) -> None:

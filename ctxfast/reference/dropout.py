@@ -70,15 +70,17 @@ def dropout_mask(
 def hidden_dropout(
     input: Tensor, p: float, seed: Tensor, sequence_ids: Tensor, positions: Tensor
 ) -> Tensor:
-    """Dropout on features [..., N]; sequence_ids and positions are int64 [...], one pair a row."""
-    j = torch.arange(input.shape[-1], device=input.device)
-    head = torch.full_like(j, HIDDEN_HEAD)
-    keep = dropout_mask(
-        seed,
-        p,
-        i=positions.long().unsqueeze(-1),
-        j=j,
-        head=head,
-        sequence=sequence_ids.long().unsqueeze(-1),
-    )
+    """Dropout on features [..., N]; sequence_ids and positions are int64 [...], one pair a row.
+
+    `dropout_mask` of every feature, with each counter computed once for the eight features that share it.
+    """
+    size = input.shape[-1]
+    lanes = torch.arange(-(-size // 64) * 8, device=input.device)  # 8 a block of 64 features
+    i, sequence = (x.long().unsqueeze(-1) for x in (positions, sequence_ids))
+    words = philox(seed, (lanes, i, torch.full_like(lanes, HIDDEN_HEAD), sequence))
+    fields = torch.stack([part for word in words for part in (word & 0xFFFF, word >> 16)], -2)
+    fields = fields.unflatten(-1, (-1, 8)).transpose(
+        -3, -2
+    )  # [..., 8, N / 8] -> [..., N / 64, 8, 8]
+    keep = fields.flatten(-3)[..., :size] >= dropout_threshold(p)
     return torch.where(keep, input * dropout_scale(p), torch.zeros_like(input))

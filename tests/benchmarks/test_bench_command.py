@@ -72,7 +72,7 @@ def test_list(tmp_path):
     ("arguments", "message"),
     [
         (["novel"], "workload must be one of bert-inference"),
-        (["linear", "--size", "huge"], "size must be one of tiny, base, got 'huge'"),
+        (["linear", "--size", "huge"], "size must be one of tiny, base, large, got 'huge'"),
         (["linear", "--threads", "0"], "threads must be at least 1, got 0"),
         (["linear", "--peers", "ctxfast,tensorrt"], "got 'tensorrt'"),
         (["linear", "--repeats", "many"], "repeats"),

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
 
 from ctxfast.benchmarks import checks, peers, workloads
-from ctxfast.benchmarks.case import BadOption
+from ctxfast.benchmarks.case import BadOption, Unavailable
 
 BERT_PEERS = ["transformers", "onnxruntime", "openvino", "ctranslate2"]
+OPTIONAL = (
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "ctranslate2",
+    "sentence_transformers",
+    "fastembed",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,7 @@ def test_a_peer_computes_the_same_bert(case, truth, name):
 
 
 @pytest.mark.unpoisoned
-@pytest.mark.parametrize("workload", ["attention", "linear", "layer-norm"])
+@pytest.mark.parametrize("workload", ["attention", "linear", "layer-norm", "lstm"])
 @pytest.mark.parametrize("name", ["eager", "torch", "ctxfast"])
 def test_a_peer_computes_the_same_operator(workload, name):
     (peer,) = (p for p in peers.find([name]) if p.name == name)
@@ -71,14 +81,14 @@ def test_threads_are_those_of_torch(case):
 def test_absent_peers_have_a_reason():
     code = (
         "import sys\n"
-        "for name in ('transformers', 'onnx', 'onnxruntime', 'openvino', 'ctranslate2'):\n"
+        f"for name in {OPTIONAL}:\n"
         "    sys.modules[name] = None\n"
         "from ctxfast.benchmarks import peers\n"
         "print(*(f'{p.name}={p.reason}' for p in peers.find(peers.names())), sep='\\n')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     reasons = dict(line.split("=", 1) for line in done.stdout.splitlines())
-    for name in BERT_PEERS:
+    for name in [*BERT_PEERS, "sentence-transformers", "fastembed"]:
         assert "not importable" in reasons[name]
     assert reasons["ctxfast"] == reasons["eager"] == reasons["torch"] == ""
 
@@ -92,3 +102,57 @@ def test_slow_peers_run_on_request_alone():
 def test_unknown_peer():
     with pytest.raises(BadOption, match="peers must be among ctxfast, .*, got 'tensorrt'"):
         peers.find(["tensorrt"])
+
+
+@pytest.mark.parametrize("name", ["FlashAttention", "xFormers"])
+def test_a_package_for_cuda_alone_says_so(monkeypatch, name):
+    for package in ("flash_attn", "xformers"):
+        monkeypatch.setitem(sys.modules, package, ModuleType(package))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (peer,) = (p for p in peers.find([name]) if p.name == name)
+    assert peer.reason == "its kernels run on CUDA alone, and there is no CUDA device"
+    assert peer.knows(next(workloads.cases("attention", "tiny")))
+
+
+def test_every_backend_of_sentence_transformers_that_fails_is_named(monkeypatch, case):
+    """Its torch backend here is the transformers model; the others lack their packages."""
+    pytest.importorskip("transformers")
+    from ctxfast.benchmarks.peers import huggingface, sentences
+
+    class Module:
+        def __init__(self, model):
+            self.model = model
+
+        def __call__(self, features):
+            return {"token_embeddings": self.model(**features).last_hidden_state}
+
+    def load(inputs, backend):
+        if backend != "torch":
+            raise ImportError(f"install {backend} things")
+        return Module(huggingface.load(inputs, "float32", "sdpa"))
+
+    monkeypatch.setattr(sentences, "_load", load)
+    found = sentences.bert(case)
+    with torch.inference_mode():
+        labels = []
+        with pytest.raises(
+            Unavailable, match="onnx backend: install onnx.*; openvino backend: install"
+        ):
+            for candidate in found:
+                labels.append(candidate.label)
+                checks.check(candidate.result(candidate.run()), case.truth(), "float32")
+    assert labels == ["sentence-transformers torch", "sentence-transformers torch, length buckets"]
+
+
+@pytest.mark.full
+def test_flex_attention_computes_the_same():
+    from ctxfast.benchmarks.peers import flex
+
+    try:
+        flex.version()
+    except Exception as error:
+        pytest.skip(str(error))
+    case = next(c for c in workloads.cases("attention", "tiny") if "sms" in c.name)
+    with torch.inference_mode():
+        for candidate in flex.attention(case):
+            checks.check(candidate.result(candidate.run()), case.truth(), candidate.dtype)

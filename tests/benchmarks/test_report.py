@@ -7,6 +7,7 @@ import io
 
 import pytest
 
+from ctxfast.benchmarks import readme as readme_tables
 from ctxfast.benchmarks import records, report
 from ctxfast.benchmarks.checks import Deviation
 from ctxfast.benchmarks.peers import gemm
@@ -191,13 +192,13 @@ def test_markers_round_trip(tmp_path):
     assert once.startswith(head + "<!-- benchmark:bert-inference -->\n") and once.endswith(
         tail + other
     )
-    assert report.markdown(run, "bert-inference") in once and "old" not in once
+    assert readme_tables.markdown(run, "bert-inference") in once and "old" not in once
     assert report.main([str(path), str(readme)]) == 0
     assert readme.read_text() == once
 
 
 def test_markdown_table_is_rectangular_and_names_the_machine():
-    block = report.markdown(make_run(), "bert-inference")
+    block = readme_tables.markdown(make_run(), "bert-inference")
     rows = [line for line in block.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1 and len(rows) == 2 + 3
     assert "Some CPU, 2 threads, torch 2.13.0, commit abc" in block
@@ -215,7 +216,7 @@ def test_markdown_table_is_rectangular_and_names_the_machine():
 )
 def test_markers_must_be_one_pair(text):
     with pytest.raises(ValueError, match="must hold one"):
-        report.update_markers(text, "x", "block")
+        readme_tables.update_markers(text, "x", "block")
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,12 @@ def test_threads_are_set_and_restored():
             runner.Options("tiny"),
             "workload must be one of bert-inference, .*, got 'bert'",
         ),
-        (["linear"], runner.Options("huge"), "size must be one of tiny, base, got 'huge'"),
+        (["linear"], runner.Options("huge"), "size must be one of tiny, base, large, got 'huge'"),
+        (
+            ["linear"],
+            runner.Options("large"),
+            "size of linear must be one of tiny, base, got 'large'",
+        ),
         (["linear"], runner.Options("tiny", threads=0), "threads must be at least 1, got 0"),
         (["linear"], runner.Options("tiny", repeats=0), "repeats must be at least 1, got 0"),
         (["linear"], runner.Options("tiny", peers=("x",)), "peers must be among .*, got 'x'"),

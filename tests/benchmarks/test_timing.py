@@ -47,6 +47,17 @@ def test_short_calls_fill_a_sample_after_one_that_warms_caches():
     assert samples.seconds == {"a": [0.25]}
 
 
+@pytest.mark.parametrize(
+    ("budget", "rounds"), [(None, 9), (100.0, 9), (13.0, 4), (1.0, 3), (0.0, 3)]
+)
+def test_a_budget_leaves_out_rounds_but_never_the_last_three(budget, rounds):
+    clock, planned = Clock(), []
+    functions = {"a": clock.function("a", 1.0), "b": clock.function("b", 2.0)}
+    schedule = timing.Schedule(repeats=9, budget=budget)
+    samples = timing.interleave(functions, schedule, clock=clock, planned=planned.append)
+    assert planned == [rounds] and {len(times) for times in samples.seconds.values()} == {rounds}
+
+
 def test_a_function_that_fails_leaves_the_others():
     clock = Clock()
 

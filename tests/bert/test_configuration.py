@@ -39,7 +39,7 @@ def test_defaults_are_those_of_transformers() -> None:
     ours = BertConfig().to_dict()
     shared = set(ours) & set(theirs)
     assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
-    assert set(ours) - set(theirs) == {"sparse_prediction"}
+    assert set(ours) - set(theirs) == {"initializer", "sparse_prediction"}
 
 
 def test_google_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import ctxfast
 
-COMMANDS = ["info", "embed", "demo", "bench"]
+COMMANDS = ["info", "embed", "convert", "demo", "bench"]
 
 
 def one_line(text):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ctxfast import demo
+from ctxfast import demo, demo_elmo
 from ctxfast.examples.texts import PAIRS, generate_sentences
 
 
@@ -57,12 +57,15 @@ def short(monkeypatch):
     monkeypatch.setattr(demo, "COUNT", 8)
     monkeypatch.setattr(demo, "BATCH", 4)
     monkeypatch.setattr(demo, "SECONDS", 0.0)
+    monkeypatch.setattr(demo_elmo, "BATCH", 4)
+    monkeypatch.setattr(demo_elmo, "REPEATS", 1)
 
 
 def check(result, peer):
     assert peer in result["peer"]
     assert result["agrees"] and 0 <= result["difference"] < 2e-5
     assert len(result["timings"]) == 2
+    assert result["elmo"]["agrees"] and result["elmo"]["parameters"] > 4 * 10**6
     for timing in result["timings"]:
         assert timing["peer"] > 0 and timing["ctxfast"] > 0 and timing["repeats"] == 3
         assert timing["speedup"] == pytest.approx(timing["peer"] / timing["ctxfast"])
@@ -91,7 +94,7 @@ def test_demo_prints_table_difference_and_speed(cli, weights, short):
     assert status == 0
     assert all(sentence in out for pair in PAIRS for sentence in pair)
     assert "Largest difference to" in out and "length-sorted" in out
-    assert out.count("x\n") == 2
+    assert "ELMo of" in out and out.count("x\n") == 3
 
 
 def test_a_wrong_model_fails_the_demo(cli, weights, short, monkeypatch):

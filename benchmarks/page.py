@@ -1,0 +1,305 @@
+"""The report as one HTML file that needs no network: style sheet and plots are inside, no script is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from . import charts, report
+from .records import CaseResult, Run
+from .svg import style
+from .timing import FEWEST, NOISY_FOREIGN, NOISY_SPREAD
+from .verdicts import Behind, behind, rivals
+from .workloads import WORKLOADS
+
+
+def write(path: Path, run: Run) -> None:
+    """Replace the file by the report of a run."""
+    _replace(path, html(run))
+
+
+def write_plots(folder: Path, run: Run) -> list[Path]:
+    """Every plot of a run as an SVG file of its own; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for plot in charts.plots(run):
+        files.append(folder / f"{plot.name}.svg")
+        _replace(files[-1], plot.drawing.render(standalone=True) + "\n")
+    return files
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+
+
+def html(run: Run) -> str:
+    """The whole page."""
+    about = run.environment
+    sections = [
+        ("summary", "In short", _summary(run)),
+        ("behind", "Where we are slower", _behind(run)),
+        *((name, name, _workload(run, name)) for name in _measured(run)),
+        ("scaling", "Scaling", _figures(charts.curve_plots(run))),
+        ("roofline", "Roofline", _roofline(run)),
+        ("machine", "Machine and peers", _machine(run)),
+        ("method", "Method", _method(run)),
+    ]
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in sections)
+    body = "".join(
+        f'<section id="{key}"><h2>{escape(title)}</h2>{content}</section>'
+        for key, title, content in sections
+    )
+    title = f"ctxfast benchmark, {about['device']}"
+    sheet = style() + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    commit = f", commit {about['commit']}" if about.get("commit") else ""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{sheet}</style></head><body>"
+        f"<header><h1>ctxfast benchmark</h1><p>{escape(str(about['device']))}, {_count(about['threads'], 'thread')}</p>"
+        f'<p class="soft small">{escape(str(about["time"]))}, ctxfast {escape(about["ctxfast"])}{escape(commit)}, '
+        f"torch {escape(about['torch'])}</p><nav>{links}</nav></header>"
+        f"<main>{body}</main></body></html>\n"
+    )
+
+
+def _measured(run: Run) -> list[str]:
+    """The workloads whose cases are shown one by one: all but the points of curves."""
+    return list(dict.fromkeys(case.workload for case in run.cases if not case.curve))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _items(texts: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{text}</li>' for text in texts)}</ul>" if texts else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[tuple[bool, Sequence[str]]], left: int) -> str:
+    """A table; rows are (whether it is ctxfast's own, cells). The first `left` and the last column hold text."""
+
+    def kind(i: int) -> str:
+        return "" if i < left or i == len(header) - 1 else ' class="number"'
+
+    head = "".join(f"<th{kind(i)}>{escape(name)}</th>" for i, name in enumerate(header))
+    body = []
+    for own, cells in rows:
+        inner = "".join(
+            f'<td{kind(i)} data-label="{escape(header[i])}">{escape(cell)}</td>'
+            for i, cell in enumerate(cells)
+        )
+        body.append(('<tr class="own">' if own else "<tr>") + f"{inner}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _figures(plots: Iterator[charts.Plot]) -> str:
+    found = [
+        f"<figure><figcaption><b>{escape(plot.title)}.</b> {escape(plot.caption)}.</figcaption>"
+        f"{plot.drawing.render()}</figure>"
+        for plot in plots
+    ]
+    return f'<div class="figures">{"".join(found)}</div>' if found else ""
+
+
+def _summary(run: Run) -> str:
+    lines = []
+    for case in run.cases:
+        claim = report.headline(case)
+        if claim and not case.curve and case.find("transformers sdpa"):
+            lines.append(f"<b>{escape(case.description)}</b>: {escape(claim)}.")
+    refused = sum(r.status == "refused" for case in run.cases for r in case.results)
+    timed = sum(bool(r.seconds) and not r.part for case in run.cases for r in case.results)
+    noisy = sum(r.noisy for case in run.cases for r in case.results)
+    lines.append(
+        f"{_count(len(run.cases), 'case')}, {_count(timed, 'candidate')} timed, {refused} refused for wrong "
+        f"numbers, {noisy} marked noisy."
+    )
+    text = _items(lines) + _figures(charts.overview(run))
+    if run.left:
+        text += (
+            f'<p class="warning">Not measured for want of time: {escape(", ".join(run.left))}.</p>'
+        )
+    if run.wrong:
+        text += f'<p class="warning">ctxfast refused or failed: {escape("; ".join(run.wrong))}.</p>'
+    return text
+
+
+def _behind(run: Run) -> str:
+    found = list(behind(run))
+    on_curves = sum(bool(item.case.curve) and item.same_type for item in found)
+    found = [item for item in found if not item.case.curve]
+    same = [item for item in found if item.same_type]
+    compared = sum(len(rivals(case, own)) for case in run.cases for own in case.own())
+    if not found and not on_curves:
+        return f"<p>None of {compared} comparisons with a peer in the same type shows the peer ahead.</p>"
+    text = (
+        f"<p>Of {compared} comparisons with a peer in the same type, {len(same) + on_curves} show the peer ahead with "
+        f"the whole interval, {on_curves} of them at points of the scaling curves below. For each case the farthest "
+        "ahead is shown, with how near ctxfast comes to the limit of the machine and where its time goes (one "
+        "profiled pass).</p>"
+    )
+    if same:
+        text += _behind_table(same)
+    if len(found) > len(same):
+        text += "<p>Ahead in a type that ctxfast does not offer there, at the error shown:</p>"
+        text += _behind_table([item for item in found if not item.same_type])
+    return text
+
+
+def _behind_table(found: Sequence[Behind]) -> str:
+    header = [
+        "case",
+        "peer",
+        "its time of ours",
+        "its error",
+        "our error",
+        "our share of the limit",
+        "our time",
+    ]
+    rows = []
+    farthest: dict[tuple[str, ...], list[Behind]] = {}
+    for item in found:
+        farthest.setdefault((*item.case.identity, item.own.key), []).append(item)
+    for group in farthest.values():
+        item = group[0]
+        own, peer = item.own, item.peer
+        limit = f"{own.of_limit:.0%} {own.limit}" if own.of_limit is not None else ""
+        profile = ", ".join(
+            f"{name.removeprefix('ctxfast::')} {share:.0%}" for name, share in own.profile.items()
+        )
+        rows.append(
+            (
+                False,
+                [
+                    f"{item.case.workload} {item.case.case}",
+                    f"{peer.label} {report.short(peer.dtype)}"
+                    + (f", and {len(group) - 1} more" if len(group) > 1 else ""),
+                    report.ratio(item.ratio),
+                    f"{peer.error.max:.0e}" if peer.error else "",
+                    f"{own.error.max:.0e} ({report.short(own.dtype)})" if own.error else "",
+                    limit,
+                    profile,
+                ],
+            )
+        )
+    return _table(header, rows, 2)
+
+
+def _workload(run: Run, name: str) -> str:
+    about = WORKLOADS[name].about if name in WORKLOADS else "a model and a text of the user's"
+    text = f'<p class="soft">{escape(about[0].upper() + about[1:])}.</p>'
+    cases = [case for case in run.cases if case.workload == name and not case.curve]
+    text += _figures(plot for case in cases for plot in charts.case_plots(case))
+    return text + "".join(map(_case, cases))
+
+
+def _case(case: CaseResult) -> str:
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in case.facts.items())
+    details = ", ".join(
+        filter(None, [case.case, facts, f"{case.gflop:.3g} GFLOP, {case.repeats} rounds"])
+    )
+    text = f"<h3>{escape(case.description)}</h3><p class='soft small'>{escape(details)}</p>"
+    claim = report.headline(case)
+    if claim:
+        text += f"<p>{escape(claim[0].upper() + claim[1:])}.</p>"
+    text += "".join(f'<p class="warning small">{escape(w)}.</p>' for w in report.warnings(case))
+    header, rows = report.columns(case)
+    own = {result.key for result in case.own()}
+    timed = [result.key in own for result in case.results if result.seconds]
+    if rows:
+        header = ["candidate", *header[1:-1], "notes"]
+        text += _table(header, list(zip(timed, rows, strict=True)), 2)
+    absent = [
+        f"{escape(r.key if r.dtype else r.label)}: {r.status}, {escape(r.reason)}"
+        for r in case.results
+        if r.status != "ok"
+    ]
+    ran = [
+        f"{escape(r.key)} ran {escape(report.implementations(r))}"
+        for r in case.own()
+        if r.implementations
+    ]
+    if absent:
+        text += f'<p class="small">Without a time:</p><div class="small">{_items(absent)}</div>'
+    if ran:
+        summary = "<summary>Which implementations ran</summary>"
+        text += f'<details class="small">{summary}{_items(ran)}</details>'
+    split = report.split_gain(case)
+    if split is not None:
+        text += (
+            f"<p>Of the {split.padded / split.own:.2f}x over one padded batch, {split.padding_factor:.2f}x is padding "
+            f"that length buckets remove too, {split.gemm_factor:.2f}x is torch's default GEMM against oneDNN's on the "
+            f"same tokens, and {split.rest_factor:.2f}x is the rest.</p>"
+        )
+    return text
+
+
+def _roofline(run: Run) -> str:
+    return _figures(charts.rooflines(run))
+
+
+def _machine(run: Run) -> str:
+    about = run.environment
+    libraries = ", ".join(f"{name} {version}" for name, version in about["libraries"].items())
+    settings = " ".join(f"{name}={value}" for name, value in about.get("settings", {}).items())
+    gemm = "; ".join(
+        f"{report.short(dtype)} "
+        + ", ".join(f"{path} {max(rates.values()):.0f}" for path, rates in paths.items())
+        for dtype, paths in run.ceilings["gemm_gflops"].items()
+    )
+    reads = ", ".join(f"{mib} {rate:.0f}" for mib, rate in run.ceilings["read_gb_per_s"].items())
+    entries = {
+        "processor": about["device"],
+        "threads": f"{about['threads']} of {about['cores']} cores",
+        "instructions": " ".join(about["cpu_flags"]),
+        "memory": f"{about['memory_gib']} GiB" if about.get("memory_gib") else "",
+        "system": about.get("system", ""),
+        "Python": about.get("python", ""),
+        "torch": f"{about['torch']} ({libraries})",
+        "ctxfast": " at ".join(filter(None, [about["ctxfast"], about.get("commit")])),
+        "settings": settings,
+        "GEMM, GFLOP/s": gemm,
+        "reads, GB/s": reads,
+    }
+    text = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in entries.items()
+        if value
+    )
+    rows = [(name == "ctxfast", [name, version]) for name, version in run.peers.items()]
+    return (
+        f"<dl>{text}</dl><h3>Peers</h3>{_table(['peer', 'version, or why it is absent'], rows, 1)}"
+    )
+
+
+def _method(run: Run) -> str:
+    return _items(
+        [
+            "Every candidate is first checked against a float64 result; memory that nobody wrote is NaN during the "
+            "check. Wrong numbers get no time, and the last timed output is checked again. ctxfast's error may be at "
+            "most twice that of eager PyTorch in the same type.",
+            "All candidates have the same threads. After a warm-up they are timed in interleaved rounds (A B C, A B C, "
+            f"...), at least {FEWEST}; figures are medians with 20th and 80th percentile.",
+            "Ratios carry 95 % bootstrap intervals over whole rounds, so that a drift of the machine cancels.",
+            f"A row is marked noisy where (p80 - p20) / median exceeds {NOISY_SPREAD:.0%}, a case where other "
+            f"processes took more than {NOISY_FOREIGN:.0%} of the processor.",
+            "The ceilings are measured in the same run: the best matrix product by type, and reads from cache and "
+            "memory. “Of limit” is the time at the ceiling that binds, divided by the median.",
+            "Memory is the growth of resident bytes in a fresh process that prepares one candidate alone, after its "
+            "library has run a tiny case.",
+            "Peers that pad get one padded batch and length-sorted buckets, whose number is tuned for them.",
+        ]
+    )

@@ -1,0 +1,55 @@
+"""Which peer is the one to beat, and where ctxfast is behind: found in the figures, not written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .records import CaseResult, Result, Run
+from .timing import Ratio
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A peer that is faster than ctxfast beyond noise. ratio: its time / ours, below 1.
+
+    same_type: whether both compute in one type; else the peer's is one that ctxfast does not offer there.
+    """
+
+    case: CaseResult
+    peer: Result
+    own: Result
+    ratio: Ratio
+    same_type: bool
+
+
+def rivals(case: CaseResult, own: Result) -> list[Result]:
+    """The peers' candidates in the type of one of ctxfast's, fastest first."""
+    found = [
+        r
+        for r in case.results
+        if r.peer != own.peer and r.seconds and not r.part and r.dtype == own.dtype
+    ]
+    return sorted(found, key=_median)
+
+
+def _median(result: Result) -> float:
+    return result.seconds.median if result.seconds else float("inf")
+
+
+def behind(run: Run) -> Iterator[Behind]:
+    """Every candidate of a peer whose whole interval lies below ctxfast's time, the farthest ahead first."""
+    found: list[Behind] = []
+    for case in run.cases:
+        own = {r.dtype: r for r in case.own() if not r.part}
+        if not own:
+            continue
+        fastest = min(own.values(), key=_median)
+        for result in case.results:
+            if result.peer == fastest.peer or result.part or not result.seconds:
+                continue
+            mine = own.get(result.dtype, fastest)
+            ratio = result.speedup.get(mine.dtype)
+            if ratio is not None and ratio.high < 1.0:
+                found.append(Behind(case, result, mine, ratio, result.dtype == mine.dtype))
+    return iter(sorted(found, key=lambda b: (not b.same_type, b.ratio.value)))

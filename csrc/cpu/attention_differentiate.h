@@ -1,0 +1,307 @@
+// One task of the attention backward: a range of query rows and a range of keys of one (sequence,
+// head), and which gradients of theirs are wanted.
+#pragma once
+
+#include "cpu/attention_gradient.h"
+
+CTXFAST_NAMESPACE_BEGIN
+
+enum Wanted { kGradQuery = 1, kGradKeyValue = 2, kGradBias = 4 };
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Which sums of the rows at hand start or end here, so that they need no memory in between.
+struct Passage {
+  bool keys_start, keys_end;  // gradients of keys and values
+  bool queries_whole;         // gradients of queries, start and end
+};
+
+template <typename Storage>
+struct Differentiate {
+  using T = Compute<Storage>;
+  using Word = WordOf<Storage>;
+  static constexpr int kPack = Arithmetic<Storage>::kPack;
+
+  const AttentionBackwardArgs& args;
+  const AttentionArgs& common;
+  const AttentionSequence& sequence;
+  const int64_t index, head;
+  const int wanted;
+  const BackwardWorkspace<Storage>& work;
+  const AttentionSizes sizes;
+  const ScoreTerms terms;
+  const DropoutRow dropout;
+  const T kept;
+
+  Differentiate(const AttentionBackwardArgs& args_, const AttentionSequence& sequence_,
+                int64_t index_, int64_t head_, int wanted_, const BackwardWorkspace<Storage>& work_,
+                const AttentionSizes& sizes_)
+      : args(args_),
+        common(args_.common),
+        sequence(sequence_),
+        index(index_),
+        head(head_),
+        wanted(wanted_),
+        work(work_),
+        sizes(sizes_),
+        terms(common, index_, head_, sequence_.holes),
+        dropout{common.seed, common.dropout_threshold, head_, index_},
+        kept(kept_factor<T>(common.dropout_threshold)) {}
+
+  template <typename P>
+  P* rows_of(P* base, const int64_t (&stride)[3], int64_t row) const {
+    return base + index * stride[0] + head * stride[1] + row * stride[2];
+  }
+  const Storage* query_row(const void* base, const int64_t (&stride)[3], int64_t i) const {
+    return rows_of(static_cast<const Storage*>(base), stride, sequence.query_start + i);
+  }
+  const Storage* key_row(const void* base, const int64_t (&stride)[3], int64_t j) const {
+    return rows_of(static_cast<const Storage*>(base), stride, sequence.key_start + j);
+  }
+
+  // Row i of the next head, as a query and as a key.
+  void prefetch(int64_t i) const {
+    const int64_t bytes = common.head_dim * int64_t(sizeof(Storage));
+    if (i < sequence.query_length) {
+      prefetch_bytes(query_row(common.query, common.query_stride, i) + common.query_stride[1],
+                     bytes);
+      prefetch_bytes(
+          query_row(args.grad_output, args.grad_output_stride, i) + args.grad_output_stride[1],
+          bytes);
+    }
+    if (i < sequence.key_length) {
+      prefetch_bytes(key_row(common.key, common.key_stride, i) + common.key_stride[1], bytes);
+      prefetch_bytes(key_row(common.value, common.value_stride, i) + common.value_stride[1], bytes);
+    }
+  }
+
+  BiasGradient<T> bias_gradient() const {
+    BiasGradient<T> bias;
+    if (!(wanted & kGradBias)) return bias;
+    T* total = static_cast<T*>(args.grad_bias) + index * args.grad_bias_stride[0] +
+               head * args.grad_bias_stride[1];
+    T* partial = static_cast<T*>(args.partial_bias) +
+                 (index * common.heads + head) * args.partial_bias_length;
+    if (args.grad_bias_stride[3] == 0) {
+      bias.row_sums = partial;
+    } else if (args.grad_bias_stride[2] == 0) {
+      bias.rows = partial;
+    } else {
+      bias.rows = total;
+      bias.stride = args.grad_bias_stride[2];
+    }
+    return bias;
+  }
+
+  bool in_one_block(KeyRange range) const {
+    return range.begin / sizes.block == (range.end - 1) / sizes.block;
+  }
+
+  // What a task has to know of each of its query rows.
+  void read_rows(Range queries) const {
+    const T infinity = __builtin_huge_val();
+    for (int64_t i = queries.begin; i < queries.end; ++i) {
+      const int64_t row = sequence.query_start + i, at = i - queries.begin;
+      const T lse = *rows_of(static_cast<const T*>(args.lse), args.lse_stride, row);
+      work.live[at] = lse != -infinity;
+      work.delta[at] = work.grad_lse[at] = T(0);
+      work.lse[at] = infinity;
+      work.correction[at] = T(1);
+      if (!work.live[at]) continue;
+      const double exact = double(lse) * kLog2E;
+      work.lse[at] = T(exact);
+      work.correction[at] = T(1) - T((exact - double(work.lse[at])) * kLn2);
+      if (args.grad_lse != nullptr)
+        work.grad_lse[at] =
+            *rows_of(static_cast<const T*>(args.grad_lse), args.grad_lse_stride, row);
+      if (in_one_block(key_range(common, sequence, i))) continue;
+      const Storage* grad = query_row(args.grad_output, args.grad_output_stride, i);
+      const Storage* output = query_row(args.output, args.output_stride, i);
+      Vec<T> sum = {};
+      for (int64_t d = 0; d < common.head_dim; d += kLanes<T>)
+        sum += load_n(grad + d, common.head_dim - d) * load_n(output + d, common.head_dim - d);
+      work.delta[at] = reduce_add(sum);
+    }
+  }
+
+  // A [rows, depth] and B [rows, width] forms of queries or output gradients; for kPack == 1 one
+  // copy serves both.
+  void pack_both(const Storage* rows, int64_t stride, int64_t count, const uint8_t* live,
+                 Word* left, Word* right) const {
+    const RowFilter filter = {0, live, 1};
+    pack_columns<Storage>(rows, stride, count, common.head_dim, sizes.width, filter, right);
+    if constexpr (kPack == 2) pack_rows<Storage>(rows, stride, count, common.head_dim, left);
+  }
+
+  // Query rows [begin, end) of a task that starts at row `origin`, against keys [block, block_end).
+  void add_rows(int64_t origin, int64_t begin, int64_t end, int64_t block, int64_t block_end,
+                Passage passage) const {
+    const int64_t low = greater(key_range(common, sequence, begin).begin, block);
+    const int64_t high = smaller(key_range(common, sequence, end - 1).end, block_end);
+    if (low >= high) return;
+    const int64_t from = (low - block) / kLanes<T> * kLanes<T>;
+    const int64_t columns = round_up(high - block, kLanes<T>) - from, key0 = block + from;
+    const int64_t rows = end - begin, depth = words_of<Storage>(rows);
+    const int64_t words = sizes.words, width = sizes.width;
+    const uint8_t* live = work.live + (begin - origin);
+
+    pack_both(query_row(common.query, common.query_stride, begin), common.query_stride[2], rows,
+              live, work.query_rows, work.query_columns);
+    pack_both(query_row(args.grad_output, args.grad_output_stride, begin),
+              args.grad_output_stride[2], rows, live, work.grad_rows, work.grad_columns);
+    const int64_t row_stride = kPack == 1 ? width : words;
+    const int64_t part = summed_words(columns);
+    const ScoreTile<Storage> score_tile = {
+        work.query_rows, work.keys + from * words, row_stride, words, part, work.scores,
+        sizes.block};
+    for_each_tile(rows, columns / kLanes<T>, score_tile);
+    const ScoreTile<Storage> grad_tile = {
+        work.grad_rows, work.values + from * words, row_stride, words,
+        part,           work.grad_scores,           sizes.block};
+    for_each_tile(rows, columns / kLanes<T>, grad_tile);
+
+    const GradientRows<Storage> stage = {terms,
+                                         dropout,
+                                         T(common.scale * kLog2E),
+                                         kept,
+                                         bias_gradient(),
+                                         work.lse - origin,
+                                         work.delta - origin,
+                                         work.correction - origin,
+                                         work.grad_lse - origin,
+                                         block,
+                                         block + sizes.block,
+                                         sequence.key_length,
+                                         sizes.block,
+                                         work.scores,
+                                         work.grad_scores,
+                                         work.grad_pairs};
+    const auto range_of = [&](int64_t i) { return key_range(common, sequence, i); };
+    const bool prefetches = sequence.key_length <= kPrefetchedKeys && head + 1 < common.heads;
+    for (int64_t r = 0; r < rows; r += kPack) {
+      if (prefetches)
+        for (int64_t i = begin + r; i < begin + r + kPack; ++i) prefetch(i);
+      stage.run(r, rows, begin + r, key0, columns, range_of);
+    }
+
+    const int64_t step =
+        kPack * sizes.block;  // from one word row of the transposed operands to the next
+    const int64_t keys = high - key0;
+    if (wanted & kGradKeyValue) {
+      const Word* weights = reinterpret_cast<const Word*>(work.scores);
+      const Word* grads = reinterpret_cast<const Word*>(work.grad_scores);
+      AccumulateTile<Storage, true> tile = {weights,
+                                            step,
+                                            work.grad_columns,
+                                            depth,
+                                            width,
+                                            work.grad_values + from * width,
+                                            passage.keys_start,
+                                            kept,
+                                            nullptr,
+                                            args.grad_value_stride[2],
+                                            common.head_dim};
+      const int64_t row = sequence.key_start + key0;
+      if (passage.keys_end)
+        tile.output = rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row);
+      for_each_tile(keys, width / kLanes<T>, tile);
+      tile.left = grads;
+      tile.right = work.query_columns;
+      tile.total = work.grad_keys + from * width;
+      tile.scale = T(common.scale);
+      tile.output_stride = args.grad_key_stride[2];
+      if (passage.keys_end)
+        tile.output = rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row);
+      for_each_tile(keys, width / kLanes<T>, tile);
+    }
+    if (wanted & kGradQuery) {
+      const Word* grads =
+          kPack == 1 ? reinterpret_cast<const Word*>(work.grad_scores) : work.grad_pairs;
+      AccumulateTile<Storage, false> tile = {grads,
+                                             sizes.block / kPack,
+                                             work.key_columns + from / kPack * width,
+                                             words_of<Storage>(keys),
+                                             width,
+                                             work.grad_queries + (begin - origin) * width,
+                                             passage.queries_whole,
+                                             T(common.scale),
+                                             nullptr,
+                                             args.grad_query_stride[2],
+                                             common.head_dim};
+      if (passage.queries_whole)
+        tile.output = rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
+                              sequence.query_start + begin);
+      for_each_tile(rows, width / kLanes<T>, tile);
+    }
+  }
+
+  void write_rows(const T* from, int64_t count, T scale, Storage* to, int64_t stride) const {
+    for (int64_t row = 0; row < count; ++row)
+      for (int64_t d = 0; d < common.head_dim; d += kLanes<T>)
+        store_n(to + row * stride + d, load(from + row * sizes.width + d) * scale,
+                common.head_dim - d);
+  }
+
+  void run(Range queries, Range keys) const {
+    const int64_t rows = queries.end - queries.begin, width = sizes.width, block = sizes.block;
+    read_rows(queries);
+    int64_t low = 0, high = 0;
+    if (rows > 0) {
+      low = key_range(common, sequence, queries.begin).begin;
+      high = key_range(common, sequence, queries.end - 1).end;
+    }
+    // Without a window every row meets the same keys.
+    const bool even = rows > 0 && low < high && common.window_left < 0 && common.window_right < 0;
+    const bool queries_whole = even && low >= keys.begin && keys.end - keys.begin <= block;
+    if ((wanted & kGradQuery) && !queries_whole)
+      __builtin_memset(work.grad_queries, 0, rows * width * sizeof(T));
+    for (int64_t first = keys.begin; first < keys.end; first += block) {
+      const int64_t last = smaller(first + block, keys.end), packed_end = smaller(last, high);
+      const bool keys_whole = even && low <= first && packed_end == last;
+      if ((wanted & kGradKeyValue) && !keys_whole) {
+        __builtin_memset(work.grad_keys, 0, (last - first) * width * sizeof(T));
+        __builtin_memset(work.grad_values, 0, (last - first) * width * sizeof(T));
+      }
+      if (packed_end > first && last > low) {
+        pack_keys(first, packed_end, greater(low, first));
+        for (int64_t i = queries.begin; i < queries.end; i += kBackwardStep) {
+          const int64_t stop = smaller(i + kBackwardStep, queries.end);
+          add_rows(
+              queries.begin, i, stop, first, packed_end,
+              {keys_whole && i == queries.begin, keys_whole && stop == queries.end, queries_whole});
+        }
+      }
+      if ((wanted & kGradKeyValue) && !keys_whole) {
+        const int64_t row = sequence.key_start + first;
+        write_rows(work.grad_keys, last - first, T(common.scale),
+                   rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row),
+                   args.grad_key_stride[2]);
+        write_rows(work.grad_values, last - first, kept,
+                   rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row),
+                   args.grad_value_stride[2]);
+      }
+    }
+    if ((wanted & kGradQuery) && !queries_whole)
+      write_rows(work.grad_queries, rows, T(common.scale),
+                 rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
+                         sequence.query_start + queries.begin),
+                 args.grad_query_stride[2]);
+  }
+
+  void pack_keys(int64_t block, int64_t end, int64_t visible) const {
+    const int64_t count = end - block;
+    const RowFilter filter = terms.key_filter(block, visible);
+    const Storage* keys = key_row(common.key, common.key_stride, block);
+    const Storage* values = key_row(common.value, common.value_stride, block);
+    pack_transposed<Storage>(keys, common.key_stride[2], count, common.head_dim, filter, work.keys);
+    pack_transposed<Storage>(values, common.value_stride[2], count, common.head_dim, filter,
+                             work.values);
+    if (!(wanted & kGradQuery)) return;
+    pack_columns<Storage>(keys, common.key_stride[2], count, common.head_dim, sizes.width, filter,
+                          work.key_columns);
+  }
+};
+
+CTXFAST_NAMESPACE_END

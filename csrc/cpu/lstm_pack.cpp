@@ -1,0 +1,155 @@
+// Arranges the recurrent weights of an LSTM into the panels of lstm_weights.h.
+#include "cpu/kernel_table.h"
+#include "cpu/lstm_weights.h"
+#include "cpu/parallel.h"
+
+CTXFAST_NAMESPACE_BEGIN
+
+namespace {
+
+constexpr int64_t kPiece =
+    16;  // words along the depth that are written at a time: a line of source
+
+template <typename T>
+CTXFAST_INLINE T magnitude(T x) {
+  return x < T(0) ? -x : x;
+}
+
+template <typename S, typename W>
+struct Packer {
+  using T = typename W::Compute;
+  using Word = typename W::Word;
+  static constexpr int64_t kWidth = kLanes<T>;
+
+  static T scale_of(const S* column, int64_t depth) {
+    T largest = 0;
+    for (int64_t k = 0; k < depth; ++k) {
+      const T size = magnitude(to_compute(column[k]));
+      largest = size > largest || size != size ? size : largest;
+    }
+    return largest / T(127);
+  }
+
+  static CTXFAST_INLINE Word word(const S* column, int64_t k, int64_t depth, T scale) {
+    if constexpr (W::kScaled) {
+      const T quotient = scale > T(0) ? to_compute(column[k]) / scale : T(0);
+      const T whole = __builtin_nearbyint(quotient);
+      return Word(whole < T(-127) ? T(-127) : whole > T(127) ? T(127) : whole);
+    } else if constexpr (W::kPack == 2) {
+      bfloat16 first, second = {0};
+      store_one(&first, to_compute(column[2 * k]));
+      if (2 * k + 1 < depth) store_one(&second, to_compute(column[2 * k + 1]));
+      return uint32_t(first.bits) | uint32_t(second.bits) << 16;
+    } else {
+      return to_compute(column[k]);
+    }
+  }
+
+  // A block of `groups` vectors of columns whose elements are contiguous in the source: column
+  // `place` of vector g is row g * group_rows + first + place of source [*, depth].
+  static void pack_rows(const S* source, int64_t depth, int64_t first, int64_t count, int groups,
+                        int64_t group_rows, int64_t words, Word* out, T* scales) {
+    const int64_t width = groups * kWidth;
+    T scale[kGates * kWidth] = {};
+    for (int64_t place = 0; place < width; ++place) {
+      const int64_t index = first + place % kWidth;
+      if (!W::kScaled) continue;
+      if (index < count)
+        scale[place] = scale_of(source + (place / kWidth * group_rows + index) * depth, depth);
+      scales[place] = scale[place];
+    }
+    for (int64_t k = 0; k < words; k += kPiece) {
+      const int64_t end = words - k < kPiece ? words : k + kPiece;
+      for (int64_t place = 0; place < width; ++place) {
+        const int64_t index = first + place % kWidth;
+        const S* column = source + (place / kWidth * group_rows + index) * depth;
+        for (int64_t i = k; i < end; ++i)
+          out[i * width + place] = index < count ? word(column, i, depth, scale[place]) : Word(0);
+      }
+    }
+  }
+
+  // Words [begin, end) of all vectors of a panel whose columns are those of source [depth, count].
+  static void pack_columns(const S* source, int64_t depth, int64_t count, int64_t words,
+                           int64_t begin, int64_t end, Word* panel) {
+    for (int64_t first = 0; first < count; first += kWidth) {
+      Word* out = panel + first * words;
+      const int64_t n = count - first;
+      for (int64_t k = begin; k < end; ++k) {
+        const S* row = source + k * W::kPack * count + first;
+        if constexpr (W::kPack == 2) {
+          Vec<T> second = {};
+          if (2 * k + 1 < depth) second = load_n(row + count, n);
+          bfloat16 pair[2][kWidth];
+          store(pair[0], load_n(row, n));
+          store(pair[1], second);
+          for (int64_t i = 0; i < kWidth; ++i)
+            out[k * kWidth + i] = uint32_t(pair[0][i].bits) | uint32_t(pair[1][i].bits) << 16;
+        } else {
+          store(out + k * kWidth, load_n(row, n));
+        }
+      }
+    }
+  }
+
+  static void run(const LstmPackArgs& args) {
+    const PackedLayout<W> layout(args.hidden, args.features, args.projected, args.backward);
+    *args.header = {layout.bytes,         args.hidden,   args.features,
+                    CTXFAST_VECTOR_BYTES, args.dtype,    args.weight,
+                    args.projected,       args.backward, 0};
+    if (args.packed == nullptr) return;
+    char* base = static_cast<char*>(args.packed);
+    __builtin_memcpy(base, args.header, sizeof *args.header);
+    const int64_t hidden = args.hidden, features = args.features;
+    for (int k = 0; k < (args.projected ? 2 : 1); ++k) {
+      const S* source = static_cast<const S*>(k == 0 ? args.weight_hh : args.weight_hr);
+      Word* panel = const_cast<Word*>(layout.words_of(base, k));
+      T* scales = const_cast<T*>(layout.scales_of(base, k));
+      const int64_t words = layout.words[k];
+      if constexpr (!W::kScaled) {
+        if (args.backward) {
+          const int64_t depth = k == 0 ? kGates * hidden : features;
+          const int64_t count = k == 0 ? features : hidden;
+          parallel_for(args.threads, words, 4 * kPiece, [&](int64_t begin, int64_t end) {
+            pack_columns(source, depth, count, words, begin, end, panel);
+          });
+          continue;
+        }
+      }
+      const int64_t depth = k == 0 ? features : hidden, count = k == 0 ? hidden : features;
+      const int groups = k == 0 ? kGates : 1;
+      const int64_t width = groups * kWidth;
+      parallel_for(args.threads, layout.columns[k] / width, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block)
+          pack_rows(source, depth, block * kWidth, count, groups, hidden, words,
+                    panel + block * words * width, scales + block * width);
+      });
+    }
+  }
+};
+
+}  // namespace
+
+Status lstm_pack(const LstmPackArgs& args) {
+  Status status;
+  if (args.backward && args.weight == kInt8Weight) {
+    status.code = kUnsupportedDtype;
+  } else if (args.dtype == kFloat64 && args.weight == kPlainWeight) {
+    Packer<double, PlainWeight<double> >::run(args);
+  } else if (args.dtype == kFloat32 && args.weight == kPlainWeight) {
+    Packer<float, PlainWeight<float> >::run(args);
+  } else if (args.dtype == kFloat32 && args.weight == kBfloat16Weight) {
+    Packer<float, HalfWeight>::run(args);
+  } else if (args.dtype == kFloat32 && args.weight == kInt8Weight) {
+    Packer<float, ByteWeight>::run(args);
+  } else if (args.dtype == kBfloat16 && args.weight == kBfloat16Weight) {
+    Packer<bfloat16, HalfWeight>::run(args);
+  } else if (args.dtype == kBfloat16 && args.weight == kInt8Weight) {
+    Packer<bfloat16, ByteWeight>::run(args);
+  } else {
+    status.code = kUnsupportedDtype;
+  }
+  return status;
+}
+
+CTXFAST_NAMESPACE_END

@@ -1,0 +1,248 @@
+// The recurrent weights as panels: columns in groups of vectors, all of the depth of one group
+// contiguous, so that a product streams through memory and each weight is read once a step.
+//
+//   gates       [ceil(H / L)][depth P][4][L]: i, f, g, o of L neighbouring units side by side, so
+//               that they meet in registers
+//   vectors     [ceil(N / L)][depth][L]: all other products
+//
+// L is the number of lanes. Columns past the end are 0. A bfloat16 word holds two neighbours along
+// the depth in 32 bits, so one load and one operation give the vector of either; an odd depth is
+// padded with 0. int8 has a scale for each column behind its panel.
+#pragma once
+
+#include "cpu/lstm.h"
+#include "cpu/matrix_tile.h"
+
+CTXFAST_NAMESPACE_BEGIN
+
+constexpr int kGates = 4;
+
+// Rows of a tile with four vectors a row, as many as fit the registers.
+#if defined(CTXFAST_AVX512)
+constexpr int kPanelRows = 6;
+#else
+constexpr int kPanelRows = 3;
+#endif
+
+template <typename T>
+struct PlainWeight {
+  using Compute = T;
+  using Word = T;
+  static constexpr int kPack = 1;
+  static constexpr bool kScaled = false;
+
+  // sum[r][c] += sum_k a[r, k] b[k, c] over `words` words of the depth.
+  template <int kRows, int kColumns>
+  static CTXFAST_INLINE void multiply(const T* a, int64_t lda, const Word* b, int64_t ldb,
+                                      int64_t next_column, int64_t words,
+                                      Vec<T> (&sum)[kRows][kColumns]) {
+    multiply_tile<ScalarArithmetic<T>, kRows, kColumns>(a, lda, b, ldb, next_column, words, sum);
+  }
+};
+
+struct HalfWeight {
+  using Compute = float;
+  using Word = uint32_t;
+  static constexpr int kPack = 2;
+  static constexpr bool kScaled = false;
+
+  template <int kRows, int kColumns>
+  static CTXFAST_INLINE void multiply(const float* a, int64_t lda, const Word* b, int64_t ldb,
+                                      int64_t next_column, int64_t words,
+                                      Vec<float> (&sum)[kRows][kColumns]) {
+    using Bits = VecOf<float>::bits;
+    for (int64_t k = 0; k < words; ++k) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+        const Bits pair = (Bits)load(reinterpret_cast<const float*>(b + c * next_column));
+        const Vec<float> first = (Vec<float>)(pair << 16);
+        const Vec<float> second = (Vec<float>)(pair & 0xffff0000u);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          sum[r][c] = a[r * lda] * first + sum[r][c];
+          sum[r][c] = a[r * lda + 1] * second + sum[r][c];
+        }
+      }
+      a += 2;
+      b += ldb;
+    }
+  }
+};
+
+struct ByteWeight {
+  using Compute = float;
+  using Word = int8_t;
+  static constexpr int kPack = 1;
+  static constexpr bool kScaled = true;
+
+  static CTXFAST_INLINE Vec<float> widen(const int8_t* p) {
+#if defined(CTXFAST_AVX512)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(CTXFAST_AVX2)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    typedef int8_t Bytes __attribute__((vector_size(kLanes<float>), may_alias, aligned(1)));
+    return __builtin_convertvector(*(const Bytes*)p, Vec<float>);
+#endif
+  }
+
+  template <int kRows, int kColumns>
+  static CTXFAST_INLINE void multiply(const float* a, int64_t lda, const Word* b, int64_t ldb,
+                                      int64_t next_column, int64_t words,
+                                      Vec<float> (&sum)[kRows][kColumns]) {
+    for (int64_t k = 0; k < words; ++k) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+        const Vec<float> right = widen(b + c * next_column);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sum[r][c] = a[r * lda] * right + sum[r][c];
+      }
+      a += 1;
+      b += ldb;
+    }
+  }
+};
+
+CTXFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Two panels behind a header. The first multiplies the state that the loop carries, the second is
+// the projection. Forward: gates panel of weight_hh, vectors of weight_hr^T. Backward: vectors of
+// weight_hh (depth 4H, P columns), vectors of weight_hr (depth P, H columns).
+template <typename W>
+struct PackedLayout {
+  using T = typename W::Compute;
+  int64_t words[2], columns[2];  // of the depth; columns padded to whole vectors
+  int64_t panel[2], scales[2];   // byte offsets
+  int64_t bytes;
+
+  PackedLayout(int64_t hidden, int64_t features, bool projected, bool backward) {
+    const int64_t lanes = kLanes<T>;
+    const int64_t depth[2] = {backward ? kGates * hidden : features, backward ? features : hidden};
+    columns[0] = backward ? round_up(features, lanes) : kGates * round_up(hidden, lanes);
+    columns[1] = projected ? round_up(backward ? hidden : features, lanes) : 0;
+    int64_t offset = 64;
+    for (int k = 0; k < 2; ++k) {
+      words[k] = (depth[k] + W::kPack - 1) / W::kPack;
+      panel[k] = offset;
+      offset = round_up(offset + words[k] * columns[k] * int64_t(sizeof(typename W::Word)), 64);
+      scales[k] = offset;
+      if (W::kScaled) offset = round_up(offset + columns[k] * int64_t(sizeof(T)), 64);
+    }
+    bytes = offset;
+  }
+
+  const typename W::Word* words_of(const void* packed, int k) const {
+    return reinterpret_cast<const typename W::Word*>(static_cast<const char*>(packed) + panel[k]);
+  }
+  const T* scales_of(const void* packed, int k) const {
+    return reinterpret_cast<const T*>(static_cast<const char*>(packed) + scales[k]);
+  }
+};
+
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
+
+// Calls body(Count<rows>, first) for tiles of at most kPanelRows rows that cover `rows` rows and
+// are as equal as possible.
+template <typename Body>
+CTXFAST_INLINE void for_row_tiles(int64_t rows, const Body& body) {
+  const int64_t tiles = (rows + kPanelRows - 1) / kPanelRows;
+  int64_t first = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int step = int((rows - first + tiles - tile - 1) / (tiles - tile));
+    switch (step) {
+      case 1:
+        body(Count<1>(), first);
+        break;
+      case 2:
+        body(Count<2>(), first);
+        break;
+      case 3:
+        body(Count<3>(), first);
+        break;
+#if defined(CTXFAST_AVX512)
+      case 4:
+        body(Count<4>(), first);
+        break;
+      case 5:
+        body(Count<5>(), first);
+        break;
+      case 6:
+        body(Count<6>(), first);
+        break;
+#endif
+    }
+    first += step;
+  }
+}
+
+// A sum over a long depth is made of sums over pieces of this many elements, whose rounding errors
+// do not grow with the depth.
+constexpr int64_t kSumPiece = 128;
+
+// sum[r][c] += sum_k a[r, k] b[k, c]. The order of the additions depends on the depth alone.
+template <typename W, int kRows, int kColumns>
+CTXFAST_INLINE void multiply_in_pieces(const typename W::Compute* a, int64_t lda,
+                                       const typename W::Word* b, int64_t ldb, int64_t next_column,
+                                       int64_t words,
+                                       Vec<typename W::Compute> (&sum)[kRows][kColumns]) {
+  constexpr int64_t piece = kSumPiece / W::kPack;
+  for (int64_t k = 0; k < words; k += piece) {
+    Vec<typename W::Compute> part[kRows][kColumns] = {};
+    W::template multiply<kRows, kColumns>(a + k * W::kPack, lda, b + k * ldb, ldb, next_column,
+                                          words - k < piece ? words - k : piece, part);
+    for (int r = 0; r < kRows; ++r)
+      for (int c = 0; c < kColumns; ++c) sum[r][c] += part[r][c];
+  }
+}
+
+// Elements along the depth of a vectors panel that are multiplied before the next rows: what stays
+// in the first two cache levels.
+constexpr int64_t kDepthPiece = 512;
+
+// C [rows, vectors first .. last) += A [rows, depth] B, B a vectors panel of `words` words a
+// column. C has row stride ldc and starts at column 0 of the panel. The order of the additions of
+// one element is that of the depth, whatever the rows and the split of the columns.
+template <typename W>
+CTXFAST_INLINE void multiply_vectors(const typename W::Compute* a, int64_t lda,
+                                     const typename W::Word* panel, int64_t words,
+                                     typename W::Compute* c, int64_t ldc, int64_t rows,
+                                     int64_t first, int64_t last) {
+  using T = typename W::Compute;
+  const int64_t lanes = kLanes<T>, piece = kDepthPiece / W::kPack;
+  for (int64_t vector = first; vector < last;) {
+    const int columns = last - vector >= 4 ? 4 : 1;
+    const typename W::Word* column = panel + vector * words * lanes;
+    for (int64_t k = 0; k < words; k += piece) {
+      const int64_t part = words - k < piece ? words - k : piece;
+      for_row_tiles(rows, [&](auto count, int64_t row) {
+        constexpr int kRows = decltype(count)::value;
+        const auto run = [&](auto width) {
+          constexpr int kColumns = decltype(width)::value;
+          Vec<T> sum[kRows][kColumns];
+          T* out = c + row * ldc + vector * lanes;
+          for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kColumns; ++v)
+              sum[r][v] = k == 0 ? Vec<T>{} : load(out + r * ldc + v * lanes);
+          multiply_in_pieces<W, kRows, kColumns>(a + row * lda + k * W::kPack, lda,
+                                                 column + k * lanes, lanes, words * lanes, part,
+                                                 sum);
+          for (int r = 0; r < kRows; ++r)
+            for (int v = 0; v < kColumns; ++v) store(out + r * ldc + v * lanes, sum[r][v]);
+        };
+        if (columns == 4) {
+          run(Count<4>());
+        } else {
+          run(Count<1>());
+        }
+      });
+    }
+    vector += columns;
+  }
+}
+
+CTXFAST_NAMESPACE_END

@@ -1,0 +1,373 @@
+"""The forward of an accelerated encoder: unpadded once, before its embeddings, padded once, behind its last layer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxfast.integrations._embeddings import Embeddings, call_embeddings
+from ctxfast.integrations._families import Family, family_of, submodule
+from ctxfast.integrations._layer import Layer
+from ctxfast.integrations._plan import Plan, contiguous, layout, row_count
+from ctxfast.integrations._stock import (
+    Certificate,
+    NotStock,
+    global_hooks,
+    is_adapter,
+    require_class,
+    require_parameters,
+    require_plain,
+    untraceable,
+)
+from ctxfast.integrations._swap import State, call_arguments, state_of, stock_forward
+
+# Arguments under which the stock forward runs: caches, cross attention, sequences packed by the caller.
+_STOCK_ARGUMENTS = (
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "past_key_values",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "head_mask",
+    "debug_io",
+)
+_ATTENTIONS = (
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+    "ctxfast",
+)
+
+# Heads that read the first column of the last hidden state set it, so that they find the first token there.
+_first_token_first: ContextVar[bool] = ContextVar("first_token_first", default=False)
+
+
+@contextlib.contextmanager
+def first_token_first() -> Iterator[None]:
+    """Inside, column 0 of a last hidden state is each sequence's first token, wherever its padding lies."""
+    token = _first_token_first.set(True)
+    try:
+        yield
+    finally:
+        _first_token_first.reset(token)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What runs how: a part, or the reason why its module is called. spine: why the whole model is."""
+
+    family: Family
+    embeddings: Embeddings | str
+    projection: nn.Module | None
+    layers: tuple[tuple[nn.Module, Layer | str], ...]
+    spine: str | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Inspection:
+        family = family_of(type(model))
+        assert family is not None
+        try:
+            layers, projection = _spine(family, model)
+        except NotStock as reason:
+            return cls(family, str(reason), None, (), str(reason))
+        found = _verdict(Embeddings.of, family, submodule(model, "embeddings"))
+        verdicts = {layer: _verdict(Layer.of, family, layer) for layer in dict.fromkeys(layers)}
+        return cls(
+            family, found, projection, tuple((layer, verdicts[layer]) for layer in layers), None
+        )
+
+    @property
+    def fused(self) -> bool:
+        """Whether every layer is."""
+        return all(isinstance(found, Layer) for _, found in self.layers)
+
+
+def _verdict(of: Any, family: Family, module: nn.Module | None) -> Any:
+    try:
+        return of(family, module)
+    except NotStock as reason:
+        return str(reason)
+
+
+def _spine(family: Family, model: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
+    """The layers in the order in which they run, and the projection in front of them."""
+    encoder = submodule(model, family.encoder_path)
+    require_class(family.encoder_path, encoder, family.stock(family.encoder))
+    stack = submodule(model, family.layers_path)
+    require_class(family.layers_path, stack, nn.ModuleList)
+    for name, module in ((family.encoder_path, encoder), (family.layers_path, stack)):
+        require_plain(name, module)  # type: ignore[arg-type]
+    projection = submodule(model, family.projection) if family.projection else None
+    if projection is not None and not is_adapter(projection):
+        require_class(str(family.projection), projection, nn.Linear)
+        require_plain(str(family.projection), projection)
+        require_parameters(str(family.projection), projection, ("weight", "bias"))
+    if family.relative_bias:
+        table = submodule(model, "encoder.relative_attention_bias")
+        require_class("relative_attention_bias", table, nn.Embedding)
+        require_plain("relative_attention_bias", table)  # type: ignore[arg-type]
+    assert stack is not None and encoder is not None
+    children = list(stack._modules.values())
+    if family.name != "albert":
+        return children, projection  # type: ignore[return-value]
+    config: Any = encoder.config
+    layers: list[nn.Module] = []
+    for index in range(config.num_hidden_layers):
+        group = children[int(index / (config.num_hidden_layers / config.num_hidden_groups))]
+        require_class("a layer group", group, family.stock("AlbertLayerGroup"))
+        require_plain("a layer group", group)  # type: ignore[arg-type]
+        layers += group.albert_layers  # type: ignore[union-attr,arg-type]
+    return layers, projection
+
+
+def inspection_of(model: nn.Module, state: State) -> Inspection:
+    """The inspection that still holds, or a new one."""
+    certificate, found = state.certificate, state.inspection
+    if certificate is None or found is None or not certificate.holds():
+        certificate, found = Certificate(model.modules()), Inspection.of(model)
+        state.weights.keep(model.modules())
+        state.inspection, state.certificate = found, certificate
+    return found
+
+
+def encoder_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Replaces the forward of the model; the stock one runs where `refuses` says so."""
+    if torch.compiler.is_compiling():
+        return _outside_the_graph(model, *args, **kwargs)
+    return _forward(model, *args, **kwargs)
+
+
+def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+    state = state_of(model)
+    call = call_arguments(model, args, kwargs)
+    reason = "the arguments do not fit" if call is None else refuses(model, state, call)
+    state.last_reason = reason
+    if reason is not None:
+        return stock_forward(model, *args, **kwargs)
+    return _Run(model, state, call).output()  # type: ignore[arg-type]
+
+
+# What runs here decides by values, which a graph does not hold: the compiled graph ends before and goes on behind it.
+_outside_the_graph = torch._disable_dynamo(_forward)  # type: ignore[attr-defined]
+
+
+def refuses(model: Any, state: State, call: dict[str, Any]) -> str | None:
+    """Why the stock forward runs as a whole, or None."""
+    found = inspection_of(model, state)
+    reason = found.spine or untraceable()
+    if reason is not None:
+        return reason
+    if global_hooks():
+        return "hooks are set on every module"
+    for name in _STOCK_ARGUMENTS:
+        if call.get(name) is not None:
+            return f"{name} is given"
+    config = model.config
+    if getattr(config, "is_decoder", False):
+        return "the model is a decoder"
+    if config._attn_implementation not in _ATTENTIONS:
+        return f"the attention implementation is {config._attn_implementation!r}"
+    ids, embeds, mask = (
+        call.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask")
+    )
+    given = ids if embeds is None else embeds
+    if (ids is None) == (embeds is None) or not isinstance(given, Tensor):
+        return "not exactly one of input_ids and inputs_embeds is given"
+    if given.is_meta:
+        return "the input is on the meta device"
+    if given.dim() != (2 if embeds is None else 3):
+        return f"the input has {given.dim()} dimensions"
+    if mask is not None and not (
+        isinstance(mask, Tensor)
+        and (mask.dim() == 4 or mask.shape == given.shape[:2])
+        and mask.device == given.device
+    ):
+        return "the attention mask is neither [batch, sequence] nor 4-dimensional"
+    if _wanted(model, call, "output_attentions") and not found.fused:
+        return "attention weights of layers that run their own code"
+    return None
+
+
+def _wanted(model: Any, call: dict[str, Any], name: str) -> Any:
+    """An output flag: the argument, else the configuration's."""
+    value = call.get(name)
+    return getattr(model.config, name, False) if value is None else value
+
+
+class _Run:
+    """One forward."""
+
+    def __init__(self, model: Any, state: State, call: dict[str, Any]) -> None:
+        self.model, self.state, self.call = model, state, call
+        self.found: Inspection = state.inspection
+        self.attentions = bool(_wanted(model, call, "output_attentions"))
+        self.selected = _wanted(model, call, "output_hidden_states")
+        given = call.get("input_ids")
+        given = call["inputs_embeds"] if given is None else given
+        mask = call.get("attention_mask")
+        four = mask is not None and mask.dim() == 4
+        unpad = state.options.unpad
+        batch = layout(None if four else mask, given.shape[:2], given.device, unpad)
+        grid = batch.batch_size * batch.seq_len
+        state.last_padding = 1.0 - batch.total / grid if grid else 0.0
+        keys = None
+        if mask is not None and not four and not unpad:
+            keys = mask != 0
+            keys = None if given.device.type == "cpu" and bool(keys.all()) else keys
+        padded = four or keys is not None or self.attentions
+        if self.found.family.relative_bias and not padded:
+            padded = not contiguous(batch)
+        self.plan = Plan(
+            batch,
+            row_count(batch.total),
+            mask if four else None,
+            keys,
+            padded=padded,
+            weights=self.attentions,
+        )
+        self.mask = mask
+
+    def output(self) -> Any:
+        states, weights = self._states()
+        plan, batch = self.plan, self.plan.batch
+        last = plan.pad(states[-1]).to(self.dtype)
+        leading = self._leading(last)
+        hidden: list[Tensor | None] | None = None
+        if self.selected:
+            hidden = [*(plan.pad(state).to(self.dtype) for state in states[:-1]), last]
+            if not isinstance(self.selected, bool):
+                chosen = [self.selected] if isinstance(self.selected, int) else self.selected
+                places = {i % len(hidden) for i in chosen if -len(hidden) <= i < len(hidden)}
+                hidden = [x if i in places else None for i, x in enumerate(hidden)]
+        pooled = self._pool(leading) if batch.total or batch.batch_size else None
+        return self._wrap(leading if _first_token_first.get() else last, pooled, hidden, weights)
+
+    def _states(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The last state [T, H], after all others where they are asked for, and the attention weights."""
+        found, plan, state = self.found, self.plan, self.state
+        if isinstance(found.embeddings, str):
+            module = self.model._modules["embeddings"]
+            hidden = call_embeddings(module, found.family, self.call, plan)
+        else:
+            hidden = found.embeddings(found.family, self.call, plan)
+        self.dtype = hidden.dtype
+        hidden = hidden.to(state.options.dtype or hidden.dtype)
+        if found.projection is not None:
+            hidden = state.weights.linear(found.projection, hidden)
+        if found.family.relative_bias:
+            plan = self.plan = self._with_bias(hidden)
+        keep = bool(self.selected)
+        states, attentions = [hidden], []
+        for module, layer in found.layers:
+            if isinstance(layer, str):
+                hidden = self._own_code(module, hidden)
+                weights = None
+            else:
+                run: Any = functools.partial(layer, plan=plan, weights=state.weights)
+                if module.training and module.__dict__.get("gradient_checkpointing", False):
+                    checkpoint: Any = module._gradient_checkpointing_func
+                    run = functools.partial(checkpoint, run)
+                hidden, weights = run(hidden)
+            if keep:
+                states.append(hidden)
+            else:
+                states[0] = hidden
+            if weights is not None:
+                attentions.append(weights.to(self.dtype))
+        return states, attentions
+
+    def _with_bias(self, hidden: Tensor) -> Plan:
+        """The plan with MPNet's bias, a function of distances alone, [1, heads, L, L]."""
+        plan, encoder = self.plan, self.model._modules["encoder"]
+        length = plan.batch.seq_len if plan.padded else plan.batch.max_seqlen
+        places = torch.arange(length, device=hidden.device)
+        buckets = encoder.relative_position_bucket(places[None, :] - places[:, None])
+        bias = encoder.relative_attention_bias(buckets).permute(2, 0, 1).unsqueeze(0)
+        return Plan(
+            plan.batch,
+            plan.rows,
+            plan.attn_mask,
+            plan.key_mask,
+            bias.to(hidden.dtype),
+            plan.padded,
+            plan.weights,
+        )
+
+    def _own_code(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """The layer itself, on the padded grid and the mask that transformers would make."""
+        plan = self.plan
+        grid = plan.pad(hidden).to(self.dtype)
+        extra = {}
+        if self.found.family.name not in ("mpnet", "distilbert"):
+            extra = {"position_ids": self.call.get("position_ids")}
+        arguments: list[Any] = [grid, self._own_mask(grid)]
+        if self.found.family.relative_bias:
+            arguments.append(self.model._modules["encoder"].compute_position_bias(grid))
+        output = layer(*arguments, **extra)
+        output = output[0] if isinstance(output, tuple) else output
+        return plan.pack(output).to(hidden.dtype)
+
+    @functools.cached_property
+    def _mask_function(self) -> Any:
+        from transformers.masking_utils import create_bidirectional_mask
+
+        return create_bidirectional_mask
+
+    def _own_mask(self, grid: Tensor) -> Any:
+        function = self._mask_function
+        names = inspect.signature(function).parameters
+        name = "inputs_embeds" if "inputs_embeds" in names else "input_embeds"
+        return function(config=self.model.config, attention_mask=self.mask, **{name: grid.detach()})
+
+    def _leading(self, last: Tensor) -> Tensor:
+        """last [B, S, H], with each sequence's first token in column 0."""
+        batch = self.plan.batch
+        if batch.dense or batch.total == 0:
+            return last
+        starts = batch.cu_seqlens[:-1]
+        first = batch.indices.index_select(0, starts.clamp(max=batch.total - 1))
+        first = first - torch.arange(batch.batch_size, device=first.device) * batch.seq_len
+        empty = starts == batch.cu_seqlens[1:]
+        first = first.masked_fill(empty, 0)
+        if first.device.type == "cpu" and not bool(first.any()):
+            return last
+        rows = last.gather(1, first[:, None, None].expand(-1, 1, last.shape[2]))
+        return torch.cat([rows, last[:, 1:]], dim=1)
+
+    def _pool(self, leading: Tensor) -> Tensor | None:
+        pooler = self.model._modules.get("pooler")
+        if pooler is None:
+            return None
+        if self.found.family.name == "albert":
+            return self.model.pooler_activation(pooler(leading[:, 0]))
+        return pooler(leading)
+
+    def _wrap(
+        self, last: Tensor, pooled: Tensor | None, hidden: Any, attentions: list[Tensor]
+    ) -> Any:
+        model, family = self.model, self.found.family
+        wanted = _wanted(model, self.call, "return_dict")
+        weights = tuple(attentions) if self.attentions else None
+        states = None if hidden is None else tuple(hidden)
+        if family.name == "mpnet" and not wanted:  # the one that keeps an absent pooler's place
+            return last, pooled, *(x for x in (states, weights) if x is not None)
+        cls = getattr(sys.modules["transformers.modeling_outputs"], family.output)
+        fields = {"last_hidden_state": last, "hidden_states": states, "attentions": weights}
+        if "Pooling" in family.output:
+            fields["pooler_output"] = pooled
+        if "CrossAttentions" in family.output and self.attentions:
+            fields["cross_attentions"] = ()
+        output = cls(**fields)
+        return output if wanted else output.to_tuple()

@@ -1,0 +1,198 @@
+"""One layer, computed from its submodules' parameters on packed tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ctxfast import ops
+from ctxfast.bert.configuration import FUSED_ACTIVATIONS
+from ctxfast.integrations._families import Family, submodule
+from ctxfast.integrations._plan import Plan
+from ctxfast.integrations._stock import (
+    NotStock,
+    is_adapter,
+    parameter_of,
+    require_class,
+    require_parameters,
+    require_plain,
+)
+from ctxfast.integrations._weights import PackedWeights
+
+# transformers' activation modules, by what they compute.
+_EPILOGUES = {
+    "GELUActivation": "gelu",
+    "NewGELUActivation": FUSED_ACTIVATIONS["gelu_new"],
+    "FastGELUActivation": FUSED_ACTIVATIONS["gelu_fast"],
+    "GELUTanh": FUSED_ACTIVATIONS["gelu_pytorch_tanh"],
+    "PytorchGELUTanh": FUSED_ACTIVATIONS["gelu_pytorch_tanh"],
+    "Tanh": "tanh",
+}
+# Modules that act on each element alone: called as they are, behind a plain linear layer.
+_ELEMENTWISE = frozenset(
+    {
+        "ReLU",
+        "ReLU6",
+        "SiLU",
+        "SiLUActivation",
+        "Sigmoid",
+        "MishActivation",
+        "QuickGELUActivation",
+        "ClippedGELUActivation",
+        "AccurateGELUActivation",
+        "LinearActivation",
+        "ReLUSquaredActivation",
+        "LeakyReLU",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one layer, none of which anybody has tampered with."""
+
+    module: nn.Module
+    attention: nn.Module
+    sampler: nn.Module
+    attention_dropout: nn.Module
+    projections: tuple[nn.Module, nn.Module, nn.Module]
+    attention_output: nn.Module
+    attention_output_dropout: nn.Module | None
+    attention_norm: nn.Module
+    intermediate: nn.Module
+    epilogue: str | None
+    activation: nn.Module | None
+    output: nn.Module
+    output_dropout: nn.Module | None
+    output_norm: nn.Module
+    heads: str
+
+    @classmethod
+    def of(cls, family: Family, layer: nn.Module) -> Layer:
+        """Inspects a layer; raises NotStock with the reason why it has to be called."""
+        table = family.layer
+        for path, name in table.classes.items():
+            found = submodule(layer, path)
+            require_class(path or "the layer", found, family.stock(name))
+            require_plain(path or "the layer", found)  # type: ignore[arg-type]
+        for path in table.linears():
+            linear = submodule(layer, path)
+            if linear is not None and is_adapter(linear):
+                for name, inner in linear.named_modules(prefix=path):
+                    require_plain(name, inner)
+                continue
+            require_class(path, linear, nn.Linear)
+            require_plain(path, linear)  # type: ignore[arg-type]
+            require_parameters(path, linear, ("weight", "bias"))  # type: ignore[arg-type]
+        dropouts = table.attention_dropout, table.attention_output_dropout, table.output_dropout
+        for path in filter(None, dropouts):
+            require_class(path, submodule(layer, path), nn.Dropout)
+            require_plain(path, submodule(layer, path))  # type: ignore[arg-type]
+        for path in (table.attention_norm, table.output_norm):
+            require_norm(path, submodule(layer, path))
+        epilogue, activation = _activation(table.activation, submodule(layer, table.activation))
+        attention = submodule(layer, table.attention)
+        if getattr(attention, "is_causal", False):
+            raise NotStock(f"{table.attention} is causal")
+
+        def part(path: str | None) -> Any:
+            return None if path is None else submodule(layer, path)
+
+        return cls(
+            layer,
+            part(table.attention),
+            part(table.sampler),
+            part(table.attention_dropout),
+            (part(table.query), part(table.key), part(table.value)),
+            part(table.attention_output),
+            part(table.attention_output_dropout),
+            part(table.attention_norm),
+            part(table.intermediate),
+            epilogue,
+            activation,
+            part(table.output),
+            part(table.output_dropout),
+            part(table.output_norm),
+            table.heads,
+        )
+
+    def __call__(
+        self, hidden: Tensor, plan: Plan, weights: PackedWeights
+    ) -> tuple[Tensor, Tensor | None]:
+        """[T, H] -> [T, H], and the attention weights where the plan asks for them."""
+        own = self.attention.__dict__
+        p = self.attention_dropout.__dict__["p"] if self.sampler.training else 0.0
+        shape = (plan.rows, own[self.heads], own["attention_head_size"])
+        projected = weights.stacked(self.attention, self.projections, hidden)
+        query, key, value = (x.view(shape) for x in projected)
+        context, probabilities = plan.attend(query, key, value, p, own.get("scaling"))
+        context = context.reshape(plan.rows, -1)
+        attended = _add_and_normalise(
+            self.attention_norm,
+            self.attention_output_dropout,
+            weights.linear(self.attention_output, context),
+            hidden,
+            plan,
+        )
+        inner = weights.linear(self.intermediate, attended, self.epilogue)
+        if self.activation is not None:
+            inner = self.activation(inner)
+        output = weights.linear(self.output, inner)
+        return (
+            _add_and_normalise(self.output_norm, self.output_dropout, output, attended, plan),
+            probabilities,
+        )
+
+
+def require_norm(name: str, norm: nn.Module | None) -> None:
+    """Raises NotStock unless this is a LayerNorm over the last dimension with weight and bias."""
+    require_class(name, norm, nn.LayerNorm)
+    assert isinstance(norm, nn.LayerNorm)
+    require_plain(name, norm)
+    require_parameters(name, norm, ("weight", "bias"))
+    if (
+        len(norm.normalized_shape) != 1
+        or parameter_of(norm, "weight") is None
+        or parameter_of(norm, "bias") is None
+    ):
+        raise NotStock(f"{name} is no affine norm over one dimension")
+
+
+def _activation(path: str, module: Any) -> tuple[str | None, nn.Module | None]:
+    """(name of the epilogue, None) or (None, the module to call)."""
+    if not isinstance(module, nn.Module):
+        raise NotStock(f"{path} is no module")
+    require_plain(path, module)
+    cls = type(module)
+    known = cls.__module__ == "transformers.activations" or cls.__module__.startswith("torch.nn.")
+    if known and cls.__name__ in _EPILOGUES:
+        return _EPILOGUES[cls.__name__], None
+    if known and cls is nn.GELU:
+        return "gelu" if module.approximate == "none" else "gelu_tanh", None
+    if known and cls.__name__ in _ELEMENTWISE:
+        return None, module
+    raise NotStock(f"{path} is a {cls.__module__}.{cls.__qualname__}")
+
+
+def _add_and_normalise(
+    norm: nn.Module, dropout: nn.Module | None, input: Tensor, residual: Tensor, plan: Plan
+) -> Tensor:
+    """norm(dropout(input) + residual)"""
+    weight, bias = parameter_of(norm, "weight"), parameter_of(norm, "bias")
+    eps = norm.__dict__["eps"]
+    p = dropout.__dict__["p"] if dropout is not None and dropout.training else 0.0
+    if p == 0.0:
+        return ops.add_layer_norm(input, residual, weight, bias, eps)
+    sequence_ids, positions = plan.coordinates()
+    return ops.add_layer_norm(
+        input,
+        residual,
+        weight,
+        bias,
+        eps,
+        dropout_p=p,
+        sequence_ids=sequence_ids,
+        positions=positions,
+    )

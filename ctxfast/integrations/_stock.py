@@ -1,0 +1,149 @@
+"""Whether a module may be computed without being called: it does what its stock class does and no more.
+
+What a thorough inspection finds is kept with a `Certificate` of everything it looked at, which is compared at every
+call: the same modules of the same classes with the same parameters in the same places, the same hooks, the same
+forwards of instances. The comparison runs through C loops, so that it costs a small part of the shortest forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
+from operator import contains, is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TORCH_CLASSES = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList)
+# Adapters that act on each token alone: they are called, on packed tokens, inside a fused layer.
+_ADAPTERS = (("peft.tuners.lora.layer", "Linear"),)
+# transformers' own observers; they stand still outside the forward that they belong to.
+_OBSERVERS = ("transformers.utils.output_capturing", "transformers.utils.generic")
+
+
+class NotStock(Exception):
+    """Why a module has to be called."""
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether `module` is an adapter around a linear layer that treats each token alone."""
+    cls = type(module)
+    return (cls.__module__, cls.__qualname__) in _ADAPTERS
+
+
+def global_hooks() -> bool:
+    """Whether hooks are set on every module there is."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def _observes(hook: Any) -> bool:
+    return getattr(hook, "__module__", None) in _OBSERVERS
+
+
+def require_plain(name: str, module: nn.Module) -> None:
+    """Raises NotStock unless a call of `module` runs the forward of its class and nothing else."""
+    for kind in _HOOKS:
+        for hook in getattr(module, kind).values():
+            if not (kind == "_forward_hooks" and _observes(hook)):
+                raise NotStock(
+                    f"{name} has a {kind.strip('_').removesuffix('s').replace('_', ' ')}"
+                )
+    if "forward" in module.__dict__:
+        offload = " (an offload hook)" if hasattr(module, "_hf_hook") else ""
+        raise NotStock(f"{name} has a forward of its own instance{offload}")
+
+
+def require_class(name: str, module: nn.Module | None, *classes: type[nn.Module] | None) -> None:
+    """Raises NotStock unless `module` is exactly of one of the classes."""
+    if module is None:
+        raise NotStock(f"{name} is missing")
+    if type(module) not in classes:
+        cls = type(module)
+        raise NotStock(f"{name} is a {cls.__module__}.{cls.__qualname__}")
+
+
+def require_parameters(name: str, module: nn.Module, names: Iterable[str]) -> None:
+    """Raises NotStock unless the named parameters are plain tensors with values, or None."""
+    replica = getattr(module, "_is_replica", False)
+    for parameter_name in names:
+        parameter = module._parameters.get(parameter_name)
+        if replica:
+            parameter = getattr(module, parameter_name, None)
+        elif parameter_name not in module._parameters:
+            raise NotStock(f"{name}.{parameter_name} is computed")
+        if parameter is None:
+            continue
+        if type(parameter) not in ((nn.Parameter, Tensor) if replica else (nn.Parameter,)):
+            raise NotStock(f"{name}.{parameter_name} is a {type(parameter).__name__}")
+        if parameter.is_meta:
+            raise NotStock(f"{name}.{parameter_name} is on the meta device")
+        if not parameter.is_floating_point():
+            raise NotStock(f"{name}.{parameter_name} is {parameter.dtype}")
+
+
+def parameter_of(module: nn.Module, name: str) -> Any:
+    """module.weight or module.bias, at a tenth of the time where it is a plain parameter."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
+
+
+class Certificate:
+    """What was observed of some modules. Conclusions drawn from it are good for as long as `holds()`."""
+
+    __slots__ = (
+        "_classes",
+        "_contents",
+        "_dictionaries",
+        "_empty",
+        "_hooks",
+        "_modules",
+        "_own",
+        "_patched",
+    )
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = tuple(dict.fromkeys(modules))
+        self._classes = tuple(map(type, self._modules))
+        self._own = tuple(module.__dict__ for module in self._modules)
+        self._patched = tuple(map(contains, self._own, repeat("forward")))
+        hooks = [getattr(module, kind) for module in self._modules for kind in _HOOKS]
+        self._empty = tuple(found for found in hooks if not found)
+        self._hooks = tuple((found, tuple(found)) for found in hooks if found)
+        held = [d for module in self._modules for d in (module._modules, module._parameters)]
+        self._dictionaries = tuple(held)
+        self._contents = tuple(_values(held))
+
+    def holds(self) -> bool:
+        """Whether everything is as it was."""
+        contents = tuple(_values(self._dictionaries))
+        return (
+            not any(self._empty)
+            and all(map(is_, map(type, self._modules), self._classes))
+            and tuple(map(contains, self._own, repeat("forward"))) == self._patched
+            and len(contents) == len(self._contents)
+            and all(map(is_, contents, self._contents))
+            and all(tuple(found) == keys for found, keys in self._hooks)
+        )
+
+
+def _values(dictionaries: Iterable[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, dictionaries))
+
+
+def untraceable() -> str | None:
+    """Why Python may not look at the values of tensors now, or None."""
+    if torch.jit.is_tracing() or torch.jit.is_scripting():
+        return "torch.jit is tracing"
+    if torch.compiler.is_exporting():
+        return "torch.export is tracing"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    return None

@@ -1,0 +1,77 @@
+"""Packed weights of linear layers that belong to somebody else's modules: held beside them, outside their state.
+
+As `ctxfast.nn.PackedLinear`: only calls without gradients in evaluation mode use a copy, a fingerprint says whether it
+still stands for its parameters, and whatever may change them unseen drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ctxfast import ops
+from ctxfast.integrations._stock import parameter_of
+from ctxfast.nn import packed_linear
+from ctxfast.nn.packed_linear import PackedModule
+
+
+class PackedWeights:
+    """The copies of one encoder, by the module that they stand for."""
+
+    def __init__(self) -> None:
+        self._holders: dict[nn.Module, PackedModule] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the copies hold now."""
+        return sum(holder.packed_bytes for holder in list(self._holders.values()))
+
+    def drop(self) -> None:
+        """Forgets every copy."""
+        for holder in list(self._holders.values()):
+            holder.drop_packed()
+
+    def keep(self, modules: Iterable[nn.Module]) -> None:
+        """Forgets the copies of modules that are not among these."""
+        present = set(modules)
+        for module in [module for module in list(self._holders) if module not in present]:
+            self._holders.pop(module, None)
+
+    def _holder(self, module: nn.Module) -> PackedModule:
+        holder = self._holders.get(module)
+        if holder is None:
+            holder = PackedModule().eval()
+            holder.cast = True
+            self._holders[module] = holder
+        return holder
+
+    def linear(self, module: nn.Module, input: Tensor, activation: str | None = None) -> Tensor:
+        """activation(module(input)): fused for torch's own Linear; an adapter around one is called."""
+        if type(module) is not nn.Linear:
+            return packed_linear.linear(module, input, activation).to(input.dtype)
+        weight, bias = parameter_of(module, "weight"), parameter_of(module, "bias")
+        copy = None
+        if not module.training or torch.is_grad_enabled():
+            copy = self._holder(module).packed_parameters((weight,), (bias,), input)
+        if not torch.is_autocast_enabled(input.device.type):
+            weight = weight.to(input.dtype) if copy is None else copy.weight
+            bias = None if bias is None else bias.to(input.dtype)
+        packed = None if copy is None else copy.weight
+        return ops.linear(input, weight, bias, activation=activation, packed=packed)
+
+    def stacked(
+        self, owner: nn.Module, modules: Sequence[nn.Module], input: Tensor
+    ) -> tuple[Tensor, ...]:
+        """module(input) for layers of one input and one output size, in one product where a copy serves."""
+        if all(type(module) is nn.Linear for module in modules) and (
+            not owner.training or torch.is_grad_enabled()
+        ):
+            weights = [parameter_of(module, "weight") for module in modules]
+            biases = [parameter_of(module, "bias") for module in modules]
+            copy = self._holder(owner).packed_parameters(weights, biases, input)
+            if copy is not None:
+                output = ops.linear(input, copy.weight, copy.bias, packed=copy.weight)
+                return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
+        return tuple(self.linear(module, input) for module in modules)

@@ -1,0 +1,52 @@
+"""The ELMo workload: its plain model against the package, its peers against each other."""
+
+from __future__ import annotations
+
+import torch
+
+from ctxfast.benchmarks import peers, plain_elmo
+from ctxfast.benchmarks.ceilings import Ceilings
+from ctxfast.benchmarks.workloads import cases
+from ctxfast.elmo import batch_to_ids
+
+
+def test_candidates_agree_with_the_truth():
+    for case in cases("elmo-inference", "tiny"):
+        truth = case.truth()
+        assert truth.shape[0] == case.facts["tokens"] and truth.isfinite().all()
+        for peer in peers.find([]):
+            if not peer.available or not peer.knows(case):
+                continue
+            for candidate in peer.candidates(case):
+                with torch.inference_mode():
+                    result = candidate.result(candidate.run()).double()
+                bound = 1e-4 if candidate.dtype == "float32" else 0.3
+                assert (result - truth).abs().max() < bound * truth.abs().max(), candidate.key
+
+
+def test_ids_are_those_of_the_package():
+    case = next(iter(cases("elmo-inference", "tiny")))
+    sentences = [list(sentence) for sentence in case.inputs.sentences]
+    assert torch.equal(case.inputs.ids(), batch_to_ids(sentences))
+
+
+def test_published_sizes():
+    for name, parameters in (
+        ("small", 13_593_296),
+        ("medium", 28_027_728),
+        ("original", 93_600_848),
+    ):
+        from ctxfast.benchmarks.workloads.elmo import SHAPES
+
+        with torch.device("meta"):
+            arrays = SHAPES[name].arrays(None)
+        assert sum(x.numel() for x in arrays.values()) == parameters
+
+
+def test_limit_of_steps():
+    ceilings = Ceilings({"float32": {"oneDNN": {16: 100.0}}}, {4: 10.0})
+    limit = ceilings.limit_of_steps("float32", [(2e11, 1e6), (1e9, 5e9)], 4)
+    assert limit == (2.0 + 2.0, "compute")
+    assert (
+        plain_elmo.Shape().steps([5, 3], 6)[-1][0] == 2.0 * plain_elmo.Shape().recurrent_elements()
+    )

@@ -1,0 +1,304 @@
+"""The C++ LSTM against float64: forward, every gradient, clips, lengths, instruction sets, number of threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ctxfast import ops, reference
+from ctxfast.ops import _native
+from tests.ops.implementations import only
+from tests.ops.lstm_cases import assert_like_float64, call, results_and_gradients, tensors
+from tests.oracle import CAPS, assert_matches
+
+pytestmark = pytest.mark.skipif(not _native.available(), reason="native module absent")
+
+CLIPS = {"cell_clip": 0.6, "proj_clip": 0.35}
+# batch, steps, inputs, hidden, features (0: no projection)
+SIZES = [(1, 1, 1, 1, 1), (3, 5, 7, 19, 5), (8, 2, 4, 16, 0), (9, 7, 16, 37, 18), (2, 3, 5, 70, 66)]
+
+
+@pytest.fixture(params=_native.available_isas() if _native.available() else [])
+def isa(request):
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_matches_float64_on_every_instruction_set(isa, sizes, dtype):
+    batch, steps, _, _, features = sizes
+    clips = CLIPS if features else {"cell_clip": 0.6}
+    lengths = torch.randint(0, steps + 1, (batch,))
+    given = tensors(*sizes, dtype=dtype)
+    assert_like_float64(given)
+    assert_like_float64(given, lengths=lengths, reverse=True, **clips)
+
+
+@pytest.mark.parametrize("sizes", SIZES[1:4])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_bfloat16_matches(sizes, reverse):
+    given = tensors(*sizes, dtype=torch.bfloat16)
+    lengths = torch.randint(0, sizes[1] + 1, (sizes[0],))
+    # c is float32, but computed from rounded gates.
+    assert_like_float64(given, cap=CAPS[torch.bfloat16], lengths=lengths, reverse=reverse)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 64])
+@pytest.mark.parametrize("batch", [1, 3, 8, 9])
+def test_lengths_with_ties_zero_and_one(batch, steps):
+    lengths = torch.tensor([0, 1, steps, steps // 2, steps // 2, steps, 1, 0, steps])[:batch]
+    given = tensors(batch, steps, 3, 17, 4)
+    for reverse in (False, True):
+        assert_like_float64(given, lengths=lengths, reverse=reverse, **CLIPS)
+        output, h, c = call(ops.lstm, given, lengths=lengths, reverse=reverse)
+        padding = torch.arange(steps) >= lengths.unsqueeze(1)
+        plain = output - given["residual"]
+        assert torch.equal(torch.where(padding.unsqueeze(2), plain, 0), torch.zeros_like(plain))
+        assert torch.equal(h[lengths == 0], given["h0"][lengths == 0])
+        assert torch.equal(c[lengths == 0], given["c0"][lengths == 0])
+
+
+def kept(given, **options):
+    """gates, cells and projected states as the forward pass keeps them."""
+    x = given
+    arguments = [x["input"], None]
+    for name in ("weight_ih", "weight_hh", "bias", "weight_hr"):
+        arguments += [x[name], None]
+    arguments += [x["h0"][None], x["c0"][None], None, None, None, None, False]
+    arguments += [options["cell_clip"], options["proj_clip"], None, True]
+    return torch.ops.ctxfast.lstm(*arguments)[3:]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_active_clips(reverse):
+    given = tensors(6, 9, 8, 40, 16, scale=2.0)
+    options = {"cell_clip": 1.0, "proj_clip": 0.8}
+    _, cells, projected = kept(given, **options)
+    for values, bound in ((cells, 1.0), (projected, 0.8)):
+        assert 0.05 < (values.abs() > bound).float().mean() < 0.95
+    assert_like_float64(given, reverse=reverse, **options)
+    free = call(ops.lstm, given)
+    clipped = call(ops.lstm, given, **options)
+    assert clipped[2].abs().max() == 1.0 and free[2].abs().max() > 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_passes_at_an_exact_tie_and_not_beyond(dtype):
+    """With the forget gate at 1 and the input gate at 0 the cell is c0 itself."""
+    hidden = 20
+    bias = torch.cat([torch.full((hidden,), v, dtype=dtype) for v in (-1e4, 1e4, 0.0, 1e4)])
+    above = torch.nextafter(torch.tensor(0.5, dtype=dtype), torch.tensor(1.0, dtype=dtype))
+    c0 = torch.tensor([0.5, -0.5, 0.25, above, -above], dtype=dtype).repeat(4).unsqueeze(0)
+    c0.requires_grad_()
+    weights = torch.zeros(4 * hidden, 1, dtype=dtype), torch.zeros(4 * hidden, hidden, dtype=dtype)
+    x, h0 = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, hidden, dtype=dtype)
+    with only("native"):
+        c = ops.lstm(x, *weights, bias, initial_state=(h0, c0), cell_clip=0.5)[2]
+        found = torch.autograd.grad(c.sum(), c0)[0]
+    assert torch.equal(c, c0.clamp(-0.5, 0.5))
+    assert torch.equal(found, torch.autograd.grad(c0.clamp(-0.5, 0.5).sum(), c0)[0])
+    assert torch.equal(found[0, :5], torch.tensor([1.0, 1, 1, 0, 0], dtype=dtype))
+
+
+def test_gradient_passes_at_a_tie_of_the_projected_state():
+    given = tensors(1, 1, 3, 8, 2)
+    _, _, projected = kept(given, cell_clip=None, proj_clip=1e9)
+    bound = projected.abs().max().item()
+    for clip in (bound, bound * (1 - 1e-6)):
+        leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
+        with only("native"):
+            output = call(ops.lstm, leaves, proj_clip=clip)[1]
+            grad = torch.autograd.grad(output.sum(), leaves["weight_hr"])[0]
+        blocked = (grad == 0).all(1)
+        assert blocked.tolist() == (projected.abs() > clip).view(-1).tolist()
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3, 8, 2), (3, 7, 5, 20, 6), (5, 9, 64, 48, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sequence_in_parts_is_bit_for_bit_the_whole(sizes, dtype):
+    batch, steps = sizes[:2]
+    given = tensors(*sizes, dtype=dtype)
+    for lengths in (None, torch.randint(0, steps + 1, (batch,))):
+        with only("native"):
+            whole = call(ops.lstm, given, lengths=lengths, **CLIPS)
+            for cut in range(1, steps):
+                state, outputs = (given["h0"], given["c0"]), []
+                for part in (slice(0, cut), slice(cut, steps)):
+                    own = (
+                        None
+                        if lengths is None
+                        else (lengths - part.start).clamp(0, part.stop - part.start)
+                    )
+                    piece = given | {"h0": state[0], "c0": state[1]}
+                    piece |= {k: given[k][:, part] for k in ("input", "residual")}
+                    output, *state = call(ops.lstm, piece, lengths=own, **CLIPS)
+                    outputs.append(output)
+                assert torch.equal(torch.cat(outputs, 1), whole[0])
+                assert torch.equal(state[0], whole[1]) and torch.equal(state[1], whole[2])
+
+
+def test_rows_do_not_depend_on_their_neighbours():
+    """Nor on their place: permuted rows give permuted results, and a row alone gives what it gives among others."""
+    given = tensors(9, 6, 12, 40, 24)
+    lengths = torch.tensor([6, 2, 0, 5, 6, 1, 3, 3, 4])
+    order = torch.randperm(9)
+    rows = ("input", "h0", "c0", "residual")
+    with only("native"):
+        whole = call(ops.lstm, given, lengths=lengths, **CLIPS)
+        mixed = given | {name: given[name][order] for name in rows}
+        for a, b in zip(call(ops.lstm, mixed, lengths=lengths[order], **CLIPS), whole, strict=True):
+            assert torch.equal(a, b[order])
+        for row in (0, 3):
+            alone = given | {name: given[name][row : row + 1] for name in rows}
+            result = call(ops.lstm, alone, lengths=lengths[row : row + 1], **CLIPS)
+            for a, b in zip(result, whole, strict=True):
+                assert torch.equal(a[0], b[row])
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_number_of_threads_and_runs_change_no_bit(projected):
+    given = tensors(5, 6, 8, 50, 40 if projected else 0)
+    lengths, clips = torch.tensor([6, 2, 0, 5, 6]), CLIPS if projected else {}
+    grads = [torch.randn(x.shape) for x in call(ops.lstm, given)]
+    results = []
+    with only("native"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            runs = 34 if threads == 2 else 33
+            for _ in range(runs):
+                results.append(
+                    results_and_gradients(ops.lstm, given, grads, lengths=lengths, **clips)
+                )
+    assert len(results) == 100
+    for result in results[1:]:
+        assert all(
+            torch.equal(a, b) for a, b in zip(result.values(), results[0].values(), strict=True)
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_long_sums_are_as_exact_as_those_of_the_library(batch):
+    """The depths of ELMo: 512 features, and a projection of 2048 cells."""
+    assert_like_float64(tensors(batch, 3, 64, 2048, 512))
+
+
+def test_two_directions_at_once_are_two_calls():
+    first, second = tensors(4, 5, 6, 21, 9), tensors(4, 5, 6, 21, 9)
+    lengths = torch.tensor([5, 0, 3, 5])
+    weights = [(first[n], second[n]) for n in ("weight_ih", "weight_hh", "bias", "weight_hr")]
+    state = tuple(torch.stack((first[n], second[n])) for n in ("h0", "c0"))
+    residual = torch.cat((first["residual"], second["residual"]), 2)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with only("native"):
+            both = ops.bilstm(
+                (first["input"], second["input"]), *weights,
+                lengths=lengths, initial_state=state, residual=residual, **CLIPS,
+            )  # fmt: skip
+            one = call(ops.lstm, first, lengths=lengths, **CLIPS)
+            two = call(ops.lstm, second, lengths=lengths, reverse=True, **CLIPS)
+        assert torch.equal(both[0], torch.cat((one[0], two[0]), 2))
+        for k in (1, 2):
+            assert torch.equal(both[k], torch.stack((one[k], two[k])))
+
+
+def test_error_grows_no_faster_than_that_of_the_eager_loop():
+    given = tensors(4, 100, 16, 32, 16, scale=1.5)
+    with only("native"):
+        found = call(ops.lstm, given, **CLIPS)[0]
+    eager = call(reference.lstm, given, **CLIPS)[0]
+    exact = call(reference.lstm, {k: v.double() for k, v in given.items()}, **CLIPS)[0]
+    for end in range(5, 101, 5):
+        assert_matches(found[:, :end], eager[:, :end], exact[:, :end], name=f"{end} steps")
+
+
+def test_nan_spreads_in_its_row_from_its_step_and_nowhere_else():
+    given = tensors(4, 5, 6, 20, 8)
+    lengths = torch.tensor([5, 5, 3, 5])
+    clean = call(ops.lstm, given, lengths=lengths, **CLIPS)
+    given["input"][1, 2, 0] = float("nan")
+    given["input"][2, 3:] = float("nan")  # padding
+    given["residual"][2, 3:] = 0.0
+    clean[0][2, 3:] = 0.0
+    with only("native"):
+        output, h, c = call(ops.lstm, given, lengths=lengths, **CLIPS)
+    assert output[1, 2:].isnan().all() and h[1].isnan().all() and c[1].isnan().all()
+    output[1, 2:] = clean[0][1, 2:]
+    assert torch.equal(output, clean[0])
+    for a, b in ((h, clean[1]), (c, clean[2])):
+        a[1] = b[1]
+        assert torch.equal(a, b)
+    given["input"][1, 2, 0] = 0.0
+    grads = [torch.randn(x.shape) for x in clean]
+    found = results_and_gradients(ops.lstm, given, grads, lengths=lengths, **CLIPS)
+    assert all(x.isfinite().all() for x in found.values())
+    for name in ("h0", "c0"):
+        poisoned = given | {name: torch.full_like(given[name], float("nan"))}
+        assert call(ops.lstm, poisoned)[0].isnan().all()
+
+
+def test_gradcheck_of_the_native_kernels():
+    given = tensors(3, 4, 2, 5, 3, dtype=torch.float64)
+    mask_options = {"recurrent_dropout_p": 0.4, "seed": torch.tensor([3])}
+    leaves = [x.requires_grad_() for x in given.values()]
+
+    def function(*values):
+        arguments = dict(zip(given, values, strict=True))
+        return call(ops.lstm, arguments, lengths=[4, 0, 2], reverse=True, **CLIPS, **mask_options)
+
+    with only("native"):
+        assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_vector_functions_are_accurate():
+    """sigmoid and tanh of every size of argument, read from the gates that the forward pass keeps, to 4 ulp.
+
+    In float64 the truth has an error of its own, and one more is allowed.
+    """
+    size = torch.logspace(-30, 2.5, 4000, dtype=torch.float64)
+    values = torch.cat((-size, torch.zeros(1, dtype=torch.float64), size))
+    for dtype in (torch.float32, torch.float64):
+        x = values.to(dtype)
+        hidden = len(x)
+        bias = x.repeat(4)
+        zeros = [torch.zeros(s, dtype=dtype) for s in ((1, 1, 1), (4 * hidden, 1), (4 * hidden, 1))]
+        state = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, hidden, dtype=dtype)
+        hr = torch.zeros(1, hidden, dtype=dtype)
+        gates = torch.ops.ctxfast.lstm(
+            zeros[0], None, zeros[1], None, zeros[2], None, bias, None, hr, None, *state,
+            None, None, None, None, False, None, None, None, True,
+        )[3].view(4, hidden)  # fmt: skip
+        for found, exact in ((gates[0], torch.sigmoid), (gates[2], torch.tanh)):
+            true = exact(x.double())
+            normal = true.abs() > torch.finfo(dtype).tiny
+            error = ((found.double() - true) / true)[normal].abs().max().item()
+            ulps = error / torch.finfo(dtype).eps
+            assert ulps <= (4 if dtype == torch.float32 else 5), (dtype, ulps)
+
+
+def test_a_forked_child_runs_with_the_threads_it_has():
+    """OpenMP's threads do not survive a fork, so the loop must not wait for them."""
+    code = """
+import os, torch
+from ctxfast import ops
+from ctxfast.ops import _lstm, _native_lstm
+torch.set_num_threads(3)
+x, w_ih, w_hh, w_hr = (torch.randn(s) for s in ((3, 4, 5), (160, 5), (160, 20), (20, 40)))
+d = _lstm.Direction(x, w_ih, w_hh, None, w_hr, None, False)
+s = _lstm.Sequences(torch.zeros(1, 3, 20), torch.zeros(1, 3, 40), None, None, 0.5, 0.5, None)
+gates = torch.randn(3, 4, 160)
+expected = _native_lstm.forward([d], [gates], s, False).output
+pid = os.fork()
+if pid == 0:
+    found = _native_lstm.forward([d], [gates], s, False).output
+    os._exit(0 if torch.equal(found, expected) else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert run.returncode == 0, run.stderr
