@@ -121,45 +121,60 @@ struct Tile {
   }
 };
 
-template <Activation kActivation>
+template <typename Output, Activation kActivation>
 CTXFAST_INLINE Vec<float> activate(Vec<float> x) {
+  if constexpr (kActivation == kGelu && sizeof(Output) == 2) return gelu_narrow(x);
   if constexpr (kActivation == kGelu) return gelu(x);
   if constexpr (kActivation == kGeluTanh) return gelu_tanh(x);
   if constexpr (kActivation == kTanh) return tanh(x);
   return x;
 }
 
+CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
+CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
+#if defined(CTXFAST_ISA_AVX512_BF16)
+  _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
+#else
+  store_n(p, v, n);
+#endif
+}
+
+// From the sums [rows, kPanel] of a tile to its results.
 template <typename Output, Activation kActivation>
-void finish_row(const LinearInt8Args& args, const int32_t* sums, float low, float step,
-                int64_t column, int64_t count, Output* output) {
-  for (int64_t i = 0; i < count; i += kWidth) {
-    const int64_t at = column + i, left = count - i;
-    const Vec<float> sum =
-        __builtin_convertvector(ByteProducts::load_words((const uint32_t*)sums + i), Vec<float>);
-    Vec<float> y = low * load_n(args.sums + at, left);
-    if (args.bias != nullptr) y += load_n(args.bias + at, left);
-    y = sum * (step * load_n(args.scales + at, left)) + y;
-    store_n(output + at, activate<kActivation>(y), left);
+void finish_tile(const LinearInt8Args& args, const int32_t* sums, const float* low,
+                 const float* step, int rows, int64_t column, int64_t columns, Output* output) {
+  for (int64_t c = 0; c < columns; c += kWidth) {
+    const int64_t at = column + c, left = columns - c;
+    const Vec<float> scale = load_n(args.scales + at, left), sum = load_n(args.sums + at, left);
+    const Vec<float> bias = args.bias == nullptr ? Vec<float>{} : load_n(args.bias + at, left);
+    for (int r = 0; r < rows; ++r) {
+      const Vec<int32_t> products =
+          ByteProducts::load_words((const uint32_t*)sums + r * kPanel + c);
+      const Vec<float> offset = low[r] * sum + bias;
+      const Vec<float> y =
+          __builtin_convertvector(products, Vec<float>) * (step[r] * scale) + offset;
+      put(output + r * args.columns + at, activate<Output, kActivation>(y), left);
+    }
   }
 }
 
 template <typename Output>
-using FinishRow = void (*)(const LinearInt8Args&, const int32_t*, float, float, int64_t, int64_t,
-                           Output*);
+using FinishTile = void (*)(const LinearInt8Args&, const int32_t*, const float*, const float*, int,
+                            int64_t, int64_t, Output*);
 
 template <typename Output>
-FinishRow<Output> finish_for(Activation activation) {
-  if (activation == kGelu) return finish_row<Output, kGelu>;
-  if (activation == kGeluTanh) return finish_row<Output, kGeluTanh>;
-  if (activation == kTanh) return finish_row<Output, kTanh>;
-  return finish_row<Output, kNone>;
+FinishTile<Output> finish_for(Activation activation) {
+  if (activation == kGelu) return finish_tile<Output, kGelu>;
+  if (activation == kGeluTanh) return finish_tile<Output, kGeluTanh>;
+  if (activation == kTanh) return finish_tile<Output, kTanh>;
+  return finish_tile<Output, kNone>;
 }
 
 // Rows [first, first + count), already quantised, by the panels [begin, end).
 template <typename Output>
 void multiply(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
               int64_t begin, int64_t end) {
-  const FinishRow<Output> finish = finish_for<Output>(args.activation);
+  const FinishTile<Output> finish = finish_for<Output>(args.activation);
   const int64_t words = (args.depth + 3) / 4;
   alignas(64) int32_t sums[kTileRows * kPanel];
   for (int64_t panel = begin; panel < end; ++panel) {
@@ -173,9 +188,9 @@ void multiply(const LinearInt8Args& args, const Rows& rows, int64_t first, int64
         const Tile tile = {rows.words + row * words, weight + c * kWidth, words, sums + c * kWidth};
         with_tile(step, vectors - c < kTileColumns ? vectors - c : kTileColumns, tile);
       }
-      for (int r = 0; r < step; ++r, ++row)
-        finish(args, sums + r * kPanel, rows.low[row], rows.step[row], column, columns,
-               static_cast<Output*>(args.output) + (first + row) * args.columns);
+      finish(args, sums, rows.low + row, rows.step + row, step, column, columns,
+             static_cast<Output*>(args.output) + (first + row) * args.columns);
+      row += step;
     }
   }
 }
