@@ -23,9 +23,11 @@ struct VecOf<int32_t> {
 
 namespace {
 
-constexpr int64_t kPanel = 64;     // columns
-constexpr int64_t kRowLimit = 96;  // rows of a task
-constexpr float kLevels = 255.0f;  // steps of an unsigned byte
+constexpr int64_t kPanel = 64;           // columns
+constexpr int64_t kRowLimit = 384;       // rows of a task, at most
+constexpr int64_t kByteLimit = 1 << 19;  // of its rows: half of the second cache level
+constexpr int64_t kEnoughRows = 48;      // of a task that reads all of the weight
+constexpr float kLevels = 255.0f;        // steps of an unsigned byte
 constexpr int kWidth = kLanes<float>;
 
 // Four unsigned bytes of the input by four signed ones of each column: exact, without saturation.
@@ -202,10 +204,14 @@ struct Tasks {
 
   explicit Tasks(const LinearInt8Args& args) {
     const int64_t all = (args.columns + kPanel - 1) / kPanel, threads = args.threads;
-    blocks = (args.rows + kRowLimit - 1) / kRowLimit;
+    const int64_t fitting = kByteLimit / args.depth / kTileRows * kTileRows;
+    const int64_t limit = fitting < kTileRows   ? kTileRows
+                          : fitting > kRowLimit ? kRowLimit
+                                                : fitting;
+    blocks = (args.rows + limit - 1) / limit;
+    if (args.rows >= threads * kEnoughRows) blocks = (blocks + threads - 1) / threads * threads;
     divisions = blocks < threads ? (threads + blocks - 1) / blocks : 1;
     if (divisions > all) divisions = all;
-    if (divisions == 1) blocks = (blocks + threads - 1) / threads * threads;
     rows = (args.rows + blocks - 1) / blocks;
     rows = (rows + kTileRows - 1) / kTileRows * kTileRows;
     blocks = (args.rows + rows - 1) / rows;

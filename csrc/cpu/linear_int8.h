@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "cpu/activation.h"
 #include "status.h"
 
 namespace ctxfast {
-
-enum Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kTanh = 3 };
 
 // output = activation(input @ weight^T + bias), with input and weight rounded to 8 bits:
 //   weight[n, k] = scales[n] * q[n, k]           q signed

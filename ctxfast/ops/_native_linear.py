@@ -41,7 +41,7 @@ def cross_entropy_(logits: Tensor, labels: Tensor, scale: float, gradient: bool)
     return losses
 
 
-_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "tanh")  # as in csrc/cpu/linear_int8.h
+_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "tanh")  # as in csrc/cpu/activation.h
 
 
 def linear_int8(
