@@ -20,7 +20,7 @@ class Explanation:
     reasons:      (operator, implementation) -> why that implementation was passed over
     packed_bytes: memory of the packed weight copies that the model's modules hold
     padding:      share of padding in the model's last call, None where it has not run
-    notes:        what accelerated models say of their layers: fused, or why not; layers with a compute type of their own
+    notes:        what accelerated models say of their layers: fused, or why not; and compute types that were set
     """
 
     calls: dict[tuple[str, str], int]

@@ -35,11 +35,15 @@ constexpr float kLogOdds[] = {-2.3020454f, -0.105226693f, 0.000360274388f, 8.823
                               -3.22898995e-06f};
 
 CTXFAST_INLINE Vec<float> gelu_narrow(Vec<float> x) {
-  const Vec<float> below = 1.0f + exp2_by<float>(kExp2Fast, x * polynomial<float>(kLogOdds, x * x));
+  // At +-8 the quotient is 0 or 1 to rounding, and no power of x overflows. A NaN passes through x.
+  const Vec<float> near = vmax(splat(-8.0f), vmin(splat(8.0f), x));
+  const Vec<float> odds = near * polynomial<float>(kLogOdds, near * near);
 #if defined(CTXFAST_AVX512)
-  return x * (Vec<float>)_mm512_rcp14_ps(below);
+  const Vec<float> n = round_to_integer(odds);
+  const Vec<float> power = scale_by_power(polynomial<float>(kExp2Fast, odds - n), n);
+  return x * (Vec<float>)_mm512_rcp14_ps(1.0f + power);
 #else
-  return x / below;
+  return x / (1.0f + exp2_by<float>(kExp2Fast, odds));
 #endif
 }
 

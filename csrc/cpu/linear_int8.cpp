@@ -78,7 +78,8 @@ CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* byt
     const Vec<float> x = load(input + k);
     least = vmin(x, least);
     most = vmax(x, most);
-    poison += x - x;  // a NaN may escape the two others, and no infinity may pass as a range
+    poison =
+        x * 0.0f + poison;  // a NaN may escape the two others, and no infinity may pass as a range
   }
   float first = -reduce_max(-least), last = reduce_max(most), bad = reduce_add(poison);
   for (int64_t i = k; i < depth; ++i) {

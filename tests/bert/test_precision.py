@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from ctxfast.nn import PackedLinear, packed_bytes, set_precision
 from ctxfast.ops import _dispatch, quantize_weight
 from ctxfast.ops.linear_int8 import int8_unavailable_reason
 from tests.bert.model_cases import batch, pair
-from tests.nn.test_precision import precision  # noqa: F401  a fixture
 
 needs_int8 = pytest.mark.skipif(
     int8_unavailable_reason() is not None, reason=str(int8_unavailable_reason())
@@ -29,6 +29,10 @@ def rms(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).square().mean().sqrt())
 
 
+def _swapped(function: Any, rest: tuple[Tensor, ...], x: Tensor, *_: Any) -> Tensor:
+    return function(x, *rest)
+
+
 def simulated(model: BertModel, precision: str) -> BertModel:
     """The model in plain PyTorch, every linear layer computed by the definition of the precision."""
     twin = copy.deepcopy(model)
@@ -36,17 +40,13 @@ def simulated(model: BertModel, precision: str) -> BertModel:
         return twin.bfloat16()
     for module in twin.modules():
         if isinstance(module, PackedLinear):
-
-            def forward(
-                x: Tensor, weight: Any = quantize_weight(module.weight), bias: Tensor = module.bias
-            ) -> Tensor:
-                return reference.linear_int8(x, *weight[:3], bias)
-
-            module.forward = forward
+            weight = quantize_weight(module.weight)
+            definition = partial(reference.linear_int8, bias=module.bias)
+            module.forward = partial(_swapped, definition, weight[:3])
     return twin
 
 
-def test_error_is_that_of_the_definition(precision: str) -> None:  # noqa: F811
+def test_error_is_that_of_the_definition(precision: str) -> None:
     """At most twice that of the same arithmetic in plain PyTorch, and not none."""
     model, _ = pair(hidden_size=64, intermediate_size=96)
     ids, mask = batch(LENGTHS, 12)
@@ -72,7 +72,7 @@ def test_error_is_that_of_the_definition(precision: str) -> None:  # noqa: F811
         assert counts == ["native"] * (2 * 4 + 1)
 
 
-def test_types_of_all_outputs(precision: str) -> None:  # noqa: F811
+def test_types_of_all_outputs(precision: str) -> None:
     model, _ = pair()
     ids, mask = batch(LENGTHS, 12)
     set_precision(model, precision)
@@ -87,7 +87,7 @@ def test_types_of_all_outputs(precision: str) -> None:  # noqa: F811
             assert rms(found, right) < 0.05
 
 
-def test_selected_rows_and_masks(precision: str) -> None:  # noqa: F811
+def test_selected_rows_and_masks(precision: str) -> None:
     """A classifier computes its last layer for first tokens alone; masks of the caller take the padded way."""
     base, _ = pair()
     model = BertForSequenceClassification(base.config).eval()
@@ -100,7 +100,7 @@ def test_selected_rows_and_masks(precision: str) -> None:  # noqa: F811
         assert rms(model(ids, grid).logits, model(ids, mask).logits) < 0.05
 
 
-def test_training_and_gradients_are_untouched(precision: str) -> None:  # noqa: F811
+def test_training_and_gradients_are_untouched(precision: str) -> None:
     model, _ = pair(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     twin = copy.deepcopy(model)
     set_precision(model, precision)
@@ -118,7 +118,7 @@ def test_training_and_gradients_are_untouched(precision: str) -> None:  # noqa: 
         )
 
 
-def test_layers_with_hooks_run_on_their_parameters(precision: str) -> None:  # noqa: F811
+def test_layers_with_hooks_run_on_their_parameters(precision: str) -> None:
     """What wraps a layer gets the parameters' type, in the middle of layers that compute in a narrower one."""
     model, _ = pair()
     ids, mask = batch(LENGTHS, 12)
@@ -161,9 +161,7 @@ def test_from_pretrained(tmp_path: Path) -> None:
     ids, mask = batch(LENGTHS, 12)
     set_precision(model, "int8")
     with torch.no_grad():
-        assert torch.equal(
-            loaded(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state
-        )
+        assert torch.equal(loaded(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state)
     assert loaded.dtype == torch.float32
     assert "inference in int8: 13 linear layers" in str(ctxfast.explain(loaded))
     loaded.save_pretrained(tmp_path / "again")

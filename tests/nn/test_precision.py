@@ -10,21 +10,9 @@ import torch
 from torch import nn
 
 from ctxfast.nn import PackedLinear, TransformerEncoderLayer, packed_bytes, set_precision
-from ctxfast.ops import _dispatch, _onednn
-from ctxfast.ops.linear_int8 import int8_unavailable_reason
+from ctxfast.ops import _dispatch
 
 ERROR = {"bfloat16": 2e-2, "int8": 4e-2}
-
-
-@pytest.fixture(params=["bfloat16", "int8"])
-def precision(request: pytest.FixtureRequest) -> str:
-    if request.param == "int8" and int8_unavailable_reason() is not None:
-        pytest.skip(str(int8_unavailable_reason()))
-    row = torch.ones(1, 1, dtype=torch.bfloat16)
-    reason = _onednn.linear_refuses(row, row, None, "none", None, None)
-    if request.param == "bfloat16" and reason is not None:
-        pytest.skip(reason)
-    return request.param
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
