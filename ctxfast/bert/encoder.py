@@ -308,7 +308,8 @@ class BertEncoder(nn.Module):
         """
         dtype, attentions = hidden.dtype, []
         states = [hidden] if output_hidden_states else []
-        if len(self.layer) and computes_in(self.layer[0].attention.self, "bfloat16", hidden):
+        layers: Any = self.layer
+        if len(layers) and computes_in(layers[0].attention.self, "bfloat16", hidden):
             hidden = hidden.bfloat16()  # what the layers pass on to each other and add up
         everything = output_hidden_states or plan.output_attentions
         last = None if selection is None or everything else len(self.layer) - 1
