@@ -83,6 +83,8 @@ gpu: $(VENV)/.tested
 	  -k "float32_of_any_size and 33" 2>&1 | tee gpu-logs/racecheck.txt
 	-timeout 120 $(BIN)/python -m ctxfast.benchmarks.lstm_cuda --dtypes bfloat16 --batches 1,8,32 --steps 20 \
 	  2>&1 | tee gpu-logs/lstm.txt
+	-timeout 300 $(BIN)/ctxfast bench --device cuda --budget 5 --minutes 4 --json gpu-logs/bench.jsonl \
+	  --html gpu-logs/bench.html 2>&1 | tee gpu-logs/bench.txt
 
 clean:
 	rm -rf build dist *.egg-info ctxfast/*.so ctxfast/_build_log.json $(VENV) .venv-oldest-triton

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU = torch.device("cpu")
 
 
 class Unavailable(Exception):
@@ -26,7 +27,7 @@ class Case:
 
     workload: the name that `ctxfast bench` knows; name: which problem of it, unique within the workload and size.
     kind: the function that a peer module offers for such problems, for example "bert".
-    inputs: what the candidates work on, in float32.
+    inputs: what the candidates work on, in float32; `inputs.to(device)` moves them.
     truth: the right answer, float64 [rows, ...], valid tokens only.
     dtypes: the compute types in which ctxfast and the peers run it.
     flop: floating-point operations of valid tokens, multiply and add counted as two.
@@ -37,6 +38,7 @@ class Case:
     curve, at: for a point of a scaling curve, the axis ("length") and where on it; the cases of a workload that name
     one axis are one curve.
     threads: what the case runs with, where that differs from the run.
+    device: where the inputs are; the truth is on the CPU.
     """
 
     workload: str
@@ -55,6 +57,16 @@ class Case:
     curve: str = ""
     at: float = 0.0
     threads: int | None = None
+    device: torch.device = CPU
+
+    def on(self, device: torch.device) -> Case:
+        """The same case with its inputs on another device, in float16 too where that is a GPU."""
+        if device == self.device:
+            return self
+        dtypes = self.dtypes
+        if device.type != "cpu" and "bfloat16" in dtypes:
+            dtypes = (*dtypes, "float16")
+        return replace(self, inputs=self.inputs.to(device), dtypes=dtypes, device=device)
 
 
 @dataclass(frozen=True)

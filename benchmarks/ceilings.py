@@ -1,14 +1,13 @@
 """What this machine can do, measured in the same run: matrix products by dtype, and memory bandwidth.
 
 The GEMM ceiling is the best rate of a BERT-base linear over several row counts through the oneDNN that torch carries,
-weights packed once; beside it stands the rate of torch's default path (`F.linear`). A workload's limit is the time
-that its arithmetic takes at the GEMM ceiling or its memory traffic at the bandwidth, whichever is longer (roofline,
-Williams et al. 2009).
+weights packed once; beside it stands the rate of torch's default path (`F.linear`), which on a GPU is all there is. A
+workload's limit is the time that its arithmetic takes at the GEMM ceiling or its memory traffic at the bandwidth,
+whichever is longer (roofline, Williams et al. 2009).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = (16, 64, 256, 832)
+from .case import CPU, DTYPES
+from .timing import clock_of
+
+ROWS = {"cpu": (16, 64, 256, 832), "cuda": (64, 832, 4096, 16384)}
 SHAPES = ((3072, 768), (768, 3072))  # [out, in] of BERT-base's feed-forward
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WORKING_SETS = (4, 32, 256)  # MiB: second-level cache, last-level cache, memory
+# MiB: second-level cache, last-level cache, memory; on a GPU cache and memory
+WORKING_SETS = {"cpu": (4, 32, 256), "cuda": (16, 1024)}
 
 
 @dataclass(frozen=True)
@@ -117,41 +119,52 @@ def packed_linear(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor],
     return lambda x: run(x, packed, bias, "none", [], "")
 
 
-def measure(*, quick: bool = False) -> Ceilings:
+def measure(device: torch.device = CPU, *, quick: bool = False) -> Ceilings:
     """Measure every ceiling with torch's present number of threads; quick: fewer and shorter measurements."""
+    on_cpu = device.type == "cpu"
+    counts, sets = ROWS[device.type], WORKING_SETS[device.type]
     seconds = 0.02 if quick else 0.15
     gemm: dict[str, dict[str, dict[int, float]]] = {}
     with torch.inference_mode():
         for name, dtype in DTYPES.items():
+            if on_cpu and dtype == torch.float16:
+                continue
             rates: dict[str, dict[int, float]] = {"torch": {}}
-            if onednn_available():
+            if on_cpu and onednn_available():
                 rates["oneDNN"] = {}
-            for rows in ROWS[:2] if quick else ROWS:
+            for rows in counts[:2] if quick else counts:
                 for path, by_rows in rates.items():
                     by_rows[rows] = max(
-                        _gemm_rate(path, rows, shape, dtype, seconds / len(SHAPES))
+                        _gemm_rate(path, rows, shape, dtype, seconds / len(SHAPES), device)
                         for shape in SHAPES
                     )
             gemm[name] = rates
-        if int8_available():
-            by_rows = {rows: _int8_rate(rows, seconds) for rows in (ROWS[:2] if quick else ROWS)}
+        if on_cpu and int8_available():
+            by_rows = {
+                rows: _int8_rate(rows, seconds) for rows in (counts[:2] if quick else counts)
+            }
             gemm["int8"] = {"oneDNN": by_rows}
-        bandwidth = {mib: _read_rate(mib, seconds) for mib in WORKING_SETS[: 2 if quick else 3]}
+        bandwidth = {mib: _read_rate(mib, seconds, device) for mib in (sets[:2] if quick else sets)}
     return Ceilings(gemm, bandwidth)
 
 
 def _gemm_rate(
-    path: str, rows: int, shape: tuple[int, int], dtype: torch.dtype, seconds: float
+    path: str,
+    rows: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    seconds: float,
+    device: torch.device,
 ) -> float:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator).to(dtype)
-    bias = torch.zeros(shape[0], dtype=dtype)
-    x = torch.randn(rows, shape[1], generator=generator).to(dtype)
+    weight = torch.randn(shape, generator=generator).to(device, dtype)
+    bias = torch.zeros(shape[0], dtype=dtype, device=device)
+    x = torch.randn(rows, shape[1], generator=generator).to(device, dtype)
     if path == "oneDNN":
         linear = packed_linear(weight, bias, rows)
-        best = _best_time(lambda: linear(x), seconds)
+        best = _best_time(lambda: linear(x), seconds, device)
     else:
-        best = _best_time(lambda: F.linear(x, weight, bias), seconds)
+        best = _best_time(lambda: F.linear(x, weight, bias), seconds, device)
     return 2.0 * rows * shape[0] * shape[1] / best / 1e9
 
 
@@ -171,21 +184,26 @@ def _int8_rate(rows: int, seconds: float) -> float:
         scales, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int32)
         quantised = (x, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32)
         run = partial(torch.ops.onednn.qlinear_pointwise, *quantised, "none", [], "")
-        rates.append(2.0 * rows * n * k / _best_time(run, seconds / len(SHAPES)) / 1e9)
+        rates.append(2.0 * rows * n * k / _best_time(run, seconds / len(SHAPES), CPU) / 1e9)
     return max(rates)
 
 
-def _read_rate(mib: int, seconds: float) -> float:
-    data = torch.ones(mib * 2**18, dtype=torch.float32)
-    return mib * 2**20 / _best_time(data.sum, seconds) / 1e9
+def _read_rate(mib: int, seconds: float, device: torch.device) -> float:
+    data = torch.ones(mib * 2**18, dtype=torch.float32, device=device)
+    return mib * 2**20 / _best_time(data.sum, seconds, device) / 1e9
 
 
-def _best_time(run: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls that fit into `seconds`, at least three: a ceiling is what undisturbed calls reach."""
+def _best_time(run: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """The shortest of the samples that fit into `seconds`, at least three: a ceiling is what undisturbed calls reach.
+
+    A sample is one call; on a GPU it is as many as hide the launch of the first.
+    """
+    clock, calls = clock_of(device), 1 if device.type == "cpu" else 20
     run()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+    while len(times) < 3 or sum(times) * calls < seconds:
+        start = clock()
+        for _ in range(calls):
+            run()
+        times.append((clock() - start) / calls)
     return min(times)

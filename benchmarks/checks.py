@@ -44,7 +44,7 @@ def deviation(result: Tensor, truth: Tensor) -> Deviation:
     """The error of a result; WrongResult for another shape or for values that are not finite."""
     if result.shape != truth.shape:
         raise WrongResult(f"shape {tuple(result.shape)} instead of {tuple(truth.shape)}")
-    difference = result.double() - truth.double()
+    difference = result.to(truth.device).double() - truth.double()
     rows = difference.reshape(difference.shape[0], -1)
     wrong = (~torch.isfinite(rows)).any(1)
     if wrong.any():

@@ -94,6 +94,8 @@ def measure(folder: Path, names: Sequence[str], options: Options) -> Run:
     arguments = [
         "--size",
         options.size,
+        "--device",
+        options.device,
         "--repeats",
         str(options.repeats),
         "--peers",

@@ -14,14 +14,18 @@ import torch
 
 import ctxfast
 
+from .case import CPU
+
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile")
 
 
-def describe() -> dict[str, Any]:
-    """A JSON-able record of this process and machine."""
+def describe(device: torch.device = CPU) -> dict[str, Any]:
+    """A JSON-able record of this process and machine, and of the device that is measured."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": cpu_name(),
+        "device": cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processor": cpu_name(),
+        "cuda": torch.version.cuda,
         "cpu_flags": _cpu_flags(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),

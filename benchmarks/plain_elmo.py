@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .case import CPU
+
 FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 
 
@@ -122,7 +124,7 @@ def write_weights(directory: Path, shape: Shape, *, seed: int = 0) -> None:
 class PlainElmo:
     """The layers of a batch, states zero at first. dtype: of weights and arithmetic."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device = CPU) -> None:
         import h5py
 
         self.shape = _shape(json.loads((directory / "options.json").read_text(encoding="utf-8")))
@@ -131,10 +133,10 @@ class PlainElmo:
 
             def visit(name: str, item: Any) -> None:
                 if isinstance(item, h5py.Dataset):
-                    arrays[name] = torch.from_numpy(item[...]).to(dtype)
+                    arrays[name] = torch.from_numpy(item[...]).to(device, dtype)
 
             file.visititems(visit)
-        zero = torch.zeros(1, self.shape.character_dim, dtype=dtype)
+        zero = torch.zeros(1, self.shape.character_dim, dtype=dtype, device=device)
         self.table = torch.cat((zero, arrays["char_embed"]))
         self.filters = [
             (arrays[f"CNN/W_cnn_{i}"][0].permute(2, 1, 0).contiguous(), arrays[f"CNN/b_cnn_{i}"])

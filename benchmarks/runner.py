@@ -20,6 +20,7 @@ from . import checks, environment, memory, peers, profiling, timing, user_model,
 from .case import BadOption, Candidate, Case, Unavailable, element_size
 from .ceilings import Ceilings
 from .ceilings import measure as measure_ceilings
+from .options import Options
 from .peers import Peer
 from .records import CaseResult, Result, Run
 
@@ -30,38 +31,6 @@ Progress = Callable[
 OTHER_THREAD_POOLS = {"onnxruntime", "openvino", "ctranslate2"}
 MIN_SAMPLE = {"tiny": 0.002, "base": 0.05, "large": 0.05}  # seconds
 SETTLE = 0.05  # seconds after which the threads of such a peer have stopped spinning
-
-
-@dataclass(frozen=True)
-class Options:
-    """size: of `workloads.SIZES`; threads: for every peer; peers: names, None for all but the slow ones.
-
-    budget: seconds of timing a case, for which rounds are left out; minutes: after which no further case begins.
-    memory: measure the memory of every candidate, each in a process of its own.
-    model: a user's model and text, measured in place of workloads.
-    """
-
-    size: str = "base"
-    threads: int | None = None
-    repeats: int = 7
-    peers: tuple[str, ...] | None = None
-    budget: float | None = None
-    minutes: float | None = None
-    memory: bool = False
-    model: user_model.UserModel | None = None
-
-    @property
-    def size_name(self) -> str:
-        """What the results call the size: a user's own model has no other."""
-        return "own" if self.model is not None else self.size
-
-    def check(self) -> None:
-        """Raises BadOption for a number that is no amount."""
-        for name in ("threads", "repeats", "budget", "minutes"):
-            value = getattr(self, name)
-            least = 1 if name in ("threads", "repeats") else 0
-            if value is not None and value < least:
-                raise BadOption(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass
@@ -126,11 +95,13 @@ def measure(
 
 def _cases(names: Sequence[str], options: Options) -> Iterator[tuple[tuple[str, ...], Case]]:
     """Every case behind where it comes from, as `memory.find_case` takes it."""
+    device = torch.device(options.device)
     if options.model is not None:
-        made = [(options.model.source, user_model.cases(options.model))]
+        own = (case.on(device) for case in user_model.cases(options.model))
+        made = [(options.model.source, own)]
     else:
         made = [
-            (("workload", name, options.size), workloads.cases(name, options.size))
+            (("workload", name, options.size), workloads.cases(name, options.size, device))
             for name in names
         ]
     return ((source, case) for source, found in made for case in found)
@@ -140,7 +111,8 @@ def _begin(
     found: Sequence[Peer], options: Options, earlier: Run | None, progress: Progress
 ) -> tuple[Run, Ceilings]:
     """The run to fill and the ceilings: measured, or those of the earlier run that is continued."""
-    here = environment.describe()
+    device = torch.device(options.device)
+    here = environment.describe(device)
     if earlier is not None:
         for name in ("device", "threads", "torch", "commit"):
             if earlier.environment.get(name) != here[name]:
@@ -152,7 +124,7 @@ def _begin(
         run = Run(earlier.environment, earlier.peers, earlier.ceilings, kept)
         return run, Ceilings.from_json(earlier.ceilings)
     progress("measuring the ceilings of this machine", 0, 0)
-    ceilings = measure_ceilings(quick=options.size == "tiny")
+    ceilings = measure_ceilings(device, quick=options.size == "tiny")
     return Run(here, _versions(found), ceilings.to_json()), ceilings
 
 
@@ -212,13 +184,18 @@ def _run_case(
             progress(f"{where}: timing {label}", done, steps)
 
         functions = {key: candidate.run for key, candidate in prepared.candidates.items()}
-        samples = timing.interleave(functions, schedule, progress=step, planned=planned)
+        samples = timing.interleave(
+            functions,
+            schedule,
+            clock=timing.clock_of(case.device),
+            progress=step,
+            planned=planned,
+        )
         _finish(case, prepared, samples, ceilings)
-        if not samples.interrupted:
+        if not samples.interrupted and case.device.type == "cpu":
             _profile(prepared)
-    wanted = (
-        options.memory and source and not case.curve
-    )  # a process for every point would take hours
+    # A process for every point would take hours; resident bytes say nothing of a GPU.
+    wanted = options.memory and source and not case.curve and case.device.type == "cpu"
     if wanted and memory.available() and not samples.interrupted:
         _measure_memory(case, prepared, source, lambda what: progress(f"{where}: {what}", 0, 0))
     return CaseResult(
@@ -250,6 +227,10 @@ def prepare(case: Case, found: Sequence[Peer], progress: Callable[[str], None]) 
         failure = Result(case.workload, case.name, peer.name, peer.name, "", peer.version)
         if not peer.available:
             failure.status, failure.reason = "skipped", peer.reason
+            prepared.results.append(failure)
+            continue
+        if not peer.runs_on(case.device.type):
+            failure.status, failure.reason = "skipped", f"not measured on {case.device.type}"
             prepared.results.append(failure)
             continue
         progress(f"preparing {peer.name}")

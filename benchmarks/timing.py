@@ -1,5 +1,8 @@
 """Timing of several candidates in one run: warm-up, then interleaved rounds (A B C, A B C, ...).
 
+On a GPU the clock waits for it before it is read: a sample is the time of the device or of its launches, whichever is
+longer, with the second-level cache as the calls before left it.
+
 Every candidate meets the same state of the machine, so ratios are taken round by round: `ratio_interval` resamples
 whole rounds (bootstrap, Efron 1979). Times are seconds a call. A result whose rounds spread too far is marked noisy.
 """
@@ -13,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 NOISY_SPREAD = 0.10  # (p80 - p20) / median above which one candidate's times are marked
 FEWEST = 3  # rounds below which a median and its interval say little
@@ -55,6 +59,18 @@ class Samples:
     last: dict[str, object] = field(default_factory=dict)
     foreign: float | None = None
     interrupted: bool = False
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds; read once everything queued on the device is done."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
 
 
 def interleave(

@@ -21,8 +21,10 @@ inline py::object to_python(const Status& status) {
 
 void bind_attention(py::module_& m);
 void bind_char_cnn(py::module_& m);
+void bind_encoder_layer(py::module_& m);
 void bind_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_lstm(py::module_& m);
+void bind_matrix_product(py::module_& m);
 
 }  // namespace ctxfast

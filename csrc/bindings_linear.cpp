@@ -1,4 +1,4 @@
-// Losses of matrix products, and products of 8-bit integers.
+// Linear layers and their losses.
 #include "bindings.h"
 #include "dispatch.h"
 
@@ -20,6 +20,29 @@ py::object cross_entropy(int dtype, uintptr_t logits, uintptr_t labels, uintptr_
   {
     py::gil_scoped_release released;
     status = kernels().cross_entropy(args);
+  }
+  return to_python(status);
+}
+
+py::object linear(uintptr_t input, int64_t input_stride, uintptr_t panels, uintptr_t bias,
+                  uintptr_t residual, int64_t residual_stride, uintptr_t output, int64_t rows,
+                  int64_t depth, int64_t columns, int activation, int threads) {
+  const LinearArgs args = {address<const float>(input),
+                           input_stride,
+                           address<const float>(panels),
+                           address<const float>(bias),
+                           address<const float>(residual),
+                           residual_stride,
+                           address<float>(output),
+                           rows,
+                           depth,
+                           columns,
+                           Activation(activation),
+                           threads};
+  Status status;
+  {
+    py::gil_scoped_release released;
+    status = kernels().linear(args);
   }
   return to_python(status);
 }
@@ -54,6 +77,7 @@ py::object linear_int8(int input_dtype, int output_dtype, uintptr_t input, int64
 
 void bind_linear(py::module_& m) {
   m.def("cross_entropy", &cross_entropy);
+  m.def("linear", &linear);
   m.def("linear_int8", &linear_int8);
 }
 

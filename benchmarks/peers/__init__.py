@@ -2,7 +2,8 @@
 
 A peer module has NAME, `version()` (its version; ImportError or Unavailable where it cannot run) and one generator of
 candidates for every kind of case that it can do: `bert(case)`, `attention(case)`, `linear(case)`, `layer_norm(case)`.
-DEFAULT = False keeps a slow peer out of runs that do not ask for it by name.
+DEFAULT = False keeps a slow peer out of runs that do not ask for it by name. DEVICES names where it runs, by default
+the CPU alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..case import BadOption, Candidate, Case, Unavailable
 
 _MODULES = {
     "ctxfast": "own",
+    "ctxfast.bert": "own_class",
     "eager": "eager",
     "torch": "torch_ops",
     "transformers": "huggingface",
@@ -51,6 +53,10 @@ class Peer:
     def knows(self, case: Case) -> bool:
         """Whether it has candidates for this kind of case."""
         return hasattr(self.module, case.kind)
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it runs on this type of device."""
+        return device in getattr(self.module, "DEVICES", ("cpu",))
 
     def candidates(self, case: Case) -> Iterator[Candidate]:
         """Its ways to do a case of a kind that it knows. May raise Unavailable."""

@@ -19,6 +19,7 @@ from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
 
 NAME = "eager"
+DEVICES = ("cpu", "cuda")
 
 
 def version() -> str:
@@ -32,14 +33,15 @@ def bert(case: Case) -> Iterator[Candidate]:
 
 
 def _bert(inputs: BertInputs, dtype: str) -> Candidate:
-    weights = read_weights(inputs.directory, DTYPES[dtype])
+    read = read_weights(inputs.directory, DTYPES[dtype])
+    weights = {name: weight.to(inputs.device) for name, weight in read.items()}
     heads = inputs.shape.num_attention_heads
 
     def run_batch(batch: Batch) -> Tensor:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return softmax_attention(q, k, v, heads, batch.mask)
 
-        positions = torch.arange(batch.ids.shape[1])
+        positions = torch.arange(batch.ids.shape[1], device=inputs.device)
         return forward(weights, inputs.shape, batch.ids, positions, attend)
 
     return Candidate(
@@ -83,7 +85,7 @@ def elmo(case: Case) -> Iterator[Candidate]:
 
 
 def _elmo(inputs: ElmoInputs, dtype: str) -> Candidate:
-    model = PlainElmo(inputs.directory, DTYPES[dtype])
+    model = PlainElmo(inputs.directory, DTYPES[dtype], inputs.device)
     ids, lengths = inputs.with_boundaries(), inputs.lengths
     return Candidate(
         peer=NAME,
@@ -168,7 +170,8 @@ class PaddedAttention:
 
     def __init__(self, inputs: AttentionInputs) -> None:
         lengths = torch.tensor(inputs.lengths)
-        self.mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]  # [B, S]
+        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        self.mask = mask.to(inputs.query.device)  # [B, S]
         self.dense = bool(self.mask.all())
         self.query, self.key, self.value = (
             self._pad(x) for x in (inputs.query, inputs.key, inputs.value)

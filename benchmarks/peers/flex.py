@@ -15,6 +15,7 @@ from ..workloads.operators import AttentionInputs
 from . import inductor
 
 NAME = "FlexAttention"
+DEVICES = ("cpu", "cuda")
 DEFAULT = False
 
 
@@ -34,14 +35,14 @@ def attention(case: Case) -> Iterator[Candidate]:
 def _packed(inputs: AttentionInputs, dtype: str) -> Candidate:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    lengths = torch.tensor(inputs.lengths)
-    sequence = torch.arange(len(lengths)).repeat_interleave(lengths)  # [T]
+    lengths = torch.tensor(inputs.lengths, device=inputs.query.device)
+    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # [T]
 
     def same_sequence(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return sequence[q] == sequence[k]
 
     total = len(sequence)
-    mask = create_block_mask(same_sequence, None, None, total, total, device="cpu")
+    mask = create_block_mask(same_sequence, None, None, total, total, device=lengths.device)
     query, key, value = (
         x.transpose(0, 1)[None].contiguous() for x in (inputs.query, inputs.key, inputs.value)
     )  # [1, H, T, D]

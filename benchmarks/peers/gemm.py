@@ -17,6 +17,7 @@ from ..ceilings import onednn_available, packed_linear
 from ..workloads.bert import BertInputs
 
 NAME = "gemm"
+DEVICES = ("cpu", "cuda")
 Linear = Callable[[Tensor], Tensor]
 
 DEFAULT_PATH = "linears alone, F.linear"
@@ -30,7 +31,7 @@ def version() -> str:
 def bert(case: Case) -> Iterator[Candidate]:
     for dtype in case.dtypes:
         yield _linears(case.inputs, dtype, DEFAULT_PATH, _default_linear)
-        if onednn_available():
+        if onednn_available() and case.device.type == "cpu":
             yield _linears(case.inputs, dtype, PACKED_PATH, packed_linear)
 
 
@@ -45,10 +46,16 @@ def _linears(
     layers: list[tuple[int, Linear]] = []
     for _ in range(inputs.shape.num_hidden_layers):
         for n, k in inputs.shape.linear_shapes():
-            weight, bias = torch.randn(n, k).to(DTYPES[dtype]), torch.zeros(n, dtype=DTYPES[dtype])
+            weight, bias = (
+                torch.randn(n, k).to(inputs.device, DTYPES[dtype]),
+                torch.zeros(n).to(inputs.device, DTYPES[dtype]),
+            )
             layers.append((k, make(weight, bias, max(tokens))))
     rows = [
-        {k: torch.randn(total, k).to(DTYPES[dtype]) for _, k in inputs.shape.linear_shapes()}
+        {
+            k: torch.randn(total, k).to(inputs.device, DTYPES[dtype])
+            for _, k in inputs.shape.linear_shapes()
+        }
         for total in tokens
     ]
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import Batch, BertInputs
 from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
+from ..workloads.fine_tuning import FineTuningInputs
 from .padded import Forward, variants
 
 NAME = "transformers"
+DEVICES = ("cpu", "cuda")
 
 
 def version() -> str:
@@ -51,7 +53,7 @@ def load(inputs: BertInputs, dtype: str, attention: str) -> Any:
             add_pooling_layer=False,
             local_files_only=True,
         )
-    return model.eval()
+    return model.to(inputs.device).eval()
 
 
 def bert(case: Case) -> Iterator[Candidate]:
@@ -61,6 +63,42 @@ def bert(case: Case) -> Iterator[Candidate]:
     forward = _forward(load(case.inputs, case.dtypes[0], "eager"))
     yield from variants(
         NAME, "transformers eager", case.dtypes[0], case, forward, layouts=("padded",)
+    )
+
+
+def accelerated_bert(case: Case) -> Iterator[Candidate]:
+    for dtype in case.dtypes:
+        forward = _forward(load(case.inputs, dtype, "sdpa"))
+        yield from variants(NAME, "transformers sdpa", dtype, case, forward, layouts=("padded",))
+
+
+def load_classifier(inputs: FineTuningInputs, **changes: float) -> Any:
+    """BertForSequenceClassification, sdpa, with changes to its configuration."""
+    from transformers import BertForSequenceClassification
+
+    with quiet():
+        return BertForSequenceClassification.from_pretrained(
+            inputs.directory, attn_implementation="sdpa", local_files_only=True, **changes
+        )
+
+
+def fine_tuning(case: Case) -> Iterator[Candidate]:
+    """BertForSequenceClassification on the padded batch, with PEFT's adapters where the case has them."""
+    import torch
+
+    inputs: FineTuningInputs = case.inputs
+
+    def load(**changes: float) -> Any:
+        with torch.inference_mode(False):
+            return inputs.prepare(load_classifier(inputs, **changes))
+
+    yield Candidate(
+        NAME,
+        "transformers sdpa",
+        "float32",
+        run=inputs.step(load()),
+        result=lambda loss: inputs.result(load(**NO_DROPOUT)),
+        layout="padded",
     )
 
 

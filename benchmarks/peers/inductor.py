@@ -1,4 +1,5 @@
-"""torch.compile of the transformers model with freezing, which lets Inductor pack the weights for oneDNN.
+"""torch.compile of the transformers model with freezing, which lets Inductor pack the weights for oneDNN;
+on a GPU without it.
 
 The padded batch compiles for its exact shapes; buckets compile once with dynamic shapes. Minutes of
 compilation: only on request.
@@ -18,6 +19,7 @@ from . import huggingface
 from .padded import Forward, variants
 
 NAME = "torch.compile"
+DEVICES = ("cpu", "cuda")
 DEFAULT = False
 
 
@@ -50,12 +52,28 @@ def bert(case: Case) -> Iterator[Candidate]:
         )
 
 
+def text_vectors(case: Case) -> Iterator[Candidate]:
+    """`SentenceTransformer.compile(dynamic=True)`, as its documentation advises for texts."""
+    from . import sentences
+
+    inputs = case.inputs
+    model = sentences.load_model(inputs)
+    model.compile(dynamic=True)
+
+    def run() -> Tensor:
+        # Outside inference mode, whose tensors would be compiled for a second time.
+        with torch.inference_mode(False), torch.no_grad():
+            return inputs.encode(model)
+
+    yield Candidate(NAME, NAME, "float32", run=run, result=lambda x: x, layout="padded")
+
+
 def _forward(model: Any) -> Forward:
     from torch._inductor import config
 
     def forward(batch: Batch) -> Tensor:
         # no_grad, as freezing needs; inference tensors would be compiled for a second time
-        with torch.no_grad(), config.patch(freezing=True):
+        with torch.no_grad(), config.patch(freezing=not batch.ids.is_cuda):
             outputs = model(input_ids=batch.ids, attention_mask=batch.mask.long())
         return outputs.last_hidden_state
 

@@ -18,8 +18,10 @@ from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
 from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
+from .accelerated import accelerated_bert, fine_tuning, text_vectors  # noqa: F401
 
 NAME = "ctxfast"
+DEVICES = ("cpu", "cuda")
 _BERT_DETAIL = {
     "bfloat16": "computed in bfloat16, parameters in float32",
     "int8": "products of 8-bit integers, sums and normalisation in float32, attention in bfloat16",
@@ -43,15 +45,19 @@ def bert(case: Case) -> Iterator[Candidate]:
     """`ctxfast.bert.BertModel` of float32 in every compute type: padded ids and mask in, last hidden state out."""
     for dtype in case.dtypes:
         yield _bert(case.inputs, dtype)
-    if "bfloat16" in case.dtypes and int8_unavailable_reason() is None:
+    on_cpu = case.inputs.device.type == "cpu"
+    if on_cpu and "bfloat16" in case.dtypes and int8_unavailable_reason() is None:
         yield _bert(case.inputs, "int8")
 
 
 def _bert(inputs: BertInputs, dtype: str) -> Candidate:
     from ctxfast.bert import BertModel
 
-    model = BertModel.from_pretrained(inputs.directory, add_pooling_layer=False)
-    if dtype != "float32":
+    device = inputs.device
+    held = torch.float32 if device.type == "cpu" else DTYPES[dtype]
+    model = BertModel.from_pretrained(inputs.directory, dtype=held, add_pooling_layer=False)
+    model = model.to(device)
+    if device.type == "cpu" and dtype != "float32":
         nn.set_precision(model, dtype)
 
     def run() -> list[Tensor]:
@@ -60,7 +66,8 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
             for batch in inputs.batches
         ]
 
-    return _candidate(dtype, run, inputs.valid, _BERT_DETAIL.get(dtype, ""))
+    detail = _BERT_DETAIL.get(dtype, "") if device.type == "cpu" else ""
+    return _candidate(dtype, run, inputs.valid, detail)
 
 
 def bert_pretraining(case: Case) -> Iterator[Candidate]:
@@ -89,7 +96,7 @@ def elmo(case: Case) -> Iterator[Candidate]:
 def _elmo(inputs: ElmoInputs, dtype: str) -> Candidate:
     from ctxfast.elmo import ElmoBiLm
 
-    model = ElmoBiLm(inputs.directory).eval().to(DTYPES[dtype])
+    model = ElmoBiLm(inputs.directory).eval().to(inputs.device, DTYPES[dtype])
     model.stateful = "reset"
     ids = inputs.ids()
     return _candidate(dtype, lambda: model.layers(ids)[0], inputs.valid)
@@ -117,7 +124,7 @@ def _attention(inputs: AttentionInputs, dtype: str) -> Candidate:
 
 
 def _attention_varlen(inputs: AttentionInputs, dtype: str) -> Candidate:
-    offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(torch.int32)
+    offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(inputs.query.device, torch.int32)
     longest = max(inputs.lengths)
     return _candidate(
         dtype,
@@ -141,7 +148,7 @@ def linear(case: Case) -> Iterator[Candidate]:
 
 def _linear(inputs: LinearInputs, dtype: str) -> Candidate:
     x, weight, bias = inputs.input, inputs.weight, inputs.bias
-    layer = nn.PackedLinear(x.shape[-1], len(weight), dtype=DTYPES[dtype]).eval()
+    layer = nn.PackedLinear(x.shape[-1], len(weight), device=x.device, dtype=DTYPES[dtype]).eval()
     layer.load_state_dict({"weight": weight, "bias": bias})
 
     def run() -> Tensor:
@@ -170,15 +177,18 @@ def _layer_norm(inputs: LayerNormInputs, dtype: str) -> Candidate:
 
 
 def lstm(case: Case) -> Iterator[Candidate]:
-    """`nn.LSTM`; in bfloat16 it keeps its recurrent weights so and computes in float32."""
+    """`nn.LSTM`; in bfloat16 on a CPU it keeps its weights so and computes in float32."""
     for dtype in case.dtypes:
         yield _lstm(case.inputs, dtype)
 
 
 def _lstm(inputs: LstmInputs, dtype: str) -> Candidate:
+    if inputs.input.is_cuda:
+        module = inputs.module(nn.LSTM, DTYPES[dtype])
+        return _candidate(dtype, run=lambda: inputs.run(module, DTYPES[dtype]))
     module = inputs.module(nn.LSTM, torch.float32)
     detail = "weights packed in every call" if inputs.training else "weights packed beforehand"
     if dtype == "bfloat16":
         module.weight_dtype = torch.bfloat16
-        detail = "recurrent weights in bfloat16, arithmetic in float32"
+        detail = "weights in bfloat16, arithmetic in float32"
     return _candidate(dtype, run=lambda: inputs.run(module, torch.float32), detail=detail)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from .. import timing
 from ..case import Candidate, Case
 from ..lengths import length_buckets
 from ..workloads.bert import Batch, BertInputs
@@ -51,7 +51,7 @@ def variants(
         for batch, batch_groups, parts in zip(inputs.batches, groups, outputs, strict=True):
             grid = parts[0].new_zeros(*batch.ids.shape, parts[0].shape[-1])
             for group, part in zip(batch_groups, parts, strict=True):
-                grid[torch.tensor(group), : part.shape[1]] = part
+                grid[torch.tensor(group, device=grid.device), : part.shape[1]] = part
             grids.append(grid)
         return inputs.valid(grids)
 
@@ -67,12 +67,12 @@ def variants(
 
 
 def _fastest_count(batch: Batch, forward: Forward) -> int:
-    times = {}
+    clock, times = timing.clock_of(batch.ids.device), {}
     for count in BUCKET_COUNTS:
         parts = [batch.rows(group) for group in length_buckets(batch.lengths, count)]
         for _ in range(2):  # the first pass warms up
-            start = time.perf_counter()
+            start = clock()
             for part in parts:
                 forward(part)
-            times[count] = time.perf_counter() - start
+            times[count] = clock() - start
     return min(times, key=lambda count: times[count])

@@ -1,6 +1,6 @@
 """sentence-transformers: its Transformer module on token ids, with the torch, ONNX and OpenVINO backends.
 
-Its pooling and its sorting of texts by length belong to a run from text; here it gets length buckets as others do.
+From text it pools and sorts by length itself; from token ids it gets length buckets as others do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..case import Candidate, Case, Unavailable
+from ..case import DTYPES, Candidate, Case, Unavailable
+from ..workloads.accelerate import TextInputs
 from ..workloads.bert import Batch, BertInputs
 from . import huggingface
 from .padded import Forward, variants
@@ -37,6 +38,44 @@ def bert(case: Case) -> Iterator[Candidate]:
         yield from variants(NAME, f"{NAME} {backend}", "float32", case, forward)
     if reasons:
         raise Unavailable("; ".join(reasons))
+
+
+def text_vectors(case: Case) -> Iterator[Candidate]:
+    """Text to vectors with every backend, the one of torch in bfloat16 too. Raises as `bert` does."""
+    inputs: TextInputs = case.inputs
+    reasons = []
+    for backend in BACKENDS:
+        try:
+            model = load_model(inputs, backend)
+        except Exception as error:
+            reasons.append(f"{backend} backend: {' '.join(str(error).split())}")
+            continue
+        for dtype in case.dtypes if backend == "torch" else ("float32",):
+            yield _text_vectors(inputs, model.to(DTYPES[dtype]), f"{NAME} {backend}", dtype)
+            model = load_model(inputs, backend) if backend == "torch" else model
+    if reasons:
+        raise Unavailable("; ".join(reasons))
+
+
+def load_model(inputs: TextInputs, backend: str = "torch") -> Any:
+    """The SentenceTransformer of a case."""
+    from sentence_transformers import SentenceTransformer
+
+    with huggingface.quiet():
+        return SentenceTransformer(
+            str(inputs.directory), device="cpu", backend=backend, local_files_only=True
+        )
+
+
+def _text_vectors(inputs: TextInputs, model: Any, label: str, dtype: str) -> Candidate:
+    return Candidate(
+        NAME,
+        label,
+        dtype,
+        run=lambda: inputs.encode(model),
+        result=lambda vectors: vectors.float(),
+        layout="padded",
+    )
 
 
 def _load(inputs: BertInputs, backend: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ from ..workloads.operators import AttentionInputs, LinearInputs
 from .eager import PaddedAttention
 
 NAME = "torch"
+DEVICES = ("cpu", "cuda")
+BACKENDS = {
+    "cpu": (SDPBackend.MATH,),
+    "cuda": (
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.MATH,
+    ),
+}
 
 
 def version() -> str:
@@ -23,22 +34,24 @@ def version() -> str:
 
 
 def attention(case: Case) -> Iterator[Candidate]:
-    """SDPA by its fused kernel, on one padded batch and on four length buckets, and by its "math" backend."""
+    """SDPA as it chooses, on one padded batch and on four length buckets; then by each of its backends."""
     for dtype in case.dtypes:
         inputs: AttentionInputs = case.inputs.to(DTYPES[dtype])
         padded = PaddedAttention(inputs)
         yield Candidate(NAME, "SDPA", dtype, run=padded.sdpa, result=padded.valid, layout="padded")
         if not padded.dense:
             yield _bucketed(inputs, dtype)
-        yield _math(padded, dtype)
+        for backend in BACKENDS[case.device.type]:
+            yield _by_backend(padded, dtype, backend)
 
 
-def _math(padded: PaddedAttention, dtype: str) -> Candidate:
+def _by_backend(padded: PaddedAttention, dtype: str, backend: SDPBackend) -> Candidate:
     def run() -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(backend):
             return padded.sdpa()
 
-    return Candidate(NAME, "SDPA math", dtype, run=run, result=padded.valid, layout="padded")
+    label = f"SDPA {backend.name.lower().replace('_', ' ')}"
+    return Candidate(NAME, label, dtype, run=run, result=padded.valid, layout="padded")
 
 
 def _bucketed(inputs: AttentionInputs, dtype: str) -> Candidate:
@@ -73,7 +86,7 @@ def _sequences(inputs: AttentionInputs, chosen: list[int]) -> AttentionInputs:
 
 def linear(case: Case) -> Iterator[Candidate]:
     """oneDNN with the weight packed before timing and the epilogue fused."""
-    if onednn_available():
+    if onednn_available() and case.device.type == "cpu":
         for dtype in case.dtypes:
             yield _onednn(case.inputs.to(DTYPES[dtype]), dtype)
 
@@ -101,13 +114,14 @@ def _onednn(inputs: LinearInputs, dtype: str) -> Candidate:
 
 
 def lstm(case: Case) -> Iterator[Candidate]:
-    """torch.nn.LSTM in float32: with a projection its loop of operators in C++."""
+    """torch.nn.LSTM: with a projection its loop of operators in C++, in float32; cuDNN on a GPU."""
     inputs: LstmInputs = case.inputs
-    module = inputs.module(torch.nn.LSTM, torch.float32)
-    yield Candidate(
-        peer=NAME,
-        label="torch.nn.LSTM",
-        dtype="float32",
-        run=lambda: inputs.run(module, torch.float32),
-        result=lambda output: output,
-    )
+    for dtype in case.dtypes if case.device.type == "cuda" else ("float32",):
+        module = inputs.module(torch.nn.LSTM, DTYPES[dtype])
+        yield Candidate(
+            peer=NAME,
+            label="torch.nn.LSTM",
+            dtype=dtype,
+            run=partial(inputs.run, module, DTYPES[dtype]),
+            result=lambda output: output,
+        )

@@ -11,6 +11,7 @@ from ..workloads.operators import AttentionInputs
 from .gpu_attention import candidates, need_cuda
 
 NAME = "xFormers"
+DEVICES = ("cuda",)
 
 
 def version() -> str:

@@ -51,11 +51,14 @@ class Batch:
     def rows(self, chosen: list[int]) -> Batch:
         """Some sentences of the batch, padded to the longest of them."""
         lengths = tuple(self.lengths[i] for i in chosen)
-        index = torch.tensor(chosen)
+        index = torch.tensor(chosen, device=self.ids.device)
         longest = max(lengths)
         return Batch(
             self.ids[index, :longest].contiguous(), self.mask[index, :longest].contiguous(), lengths
         )
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.ids.to(device), self.mask.to(device), self.lengths)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,14 @@ class BertInputs:
     def directory(self) -> Path:
         """Made on first use: a case can be listed without writing its weights."""
         return self.make_directory()
+
+    @property
+    def device(self) -> torch.device:
+        return self.batches[0].ids.device
+
+    def to(self, device: torch.device) -> BertInputs:
+        batches = tuple(batch.to(device) for batch in self.batches)
+        return BertInputs(self.make_directory, self.shape, batches)
 
     def valid(self, outputs: list[Tensor]) -> Tensor:
         """[T, hidden] of the valid tokens of padded outputs [B, S, hidden], one a batch."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import lengths as length_sets
-from ..case import Case
+from ..case import CPU, Case
 from ..plain_elmo import PlainElmo, Shape, write_weights
 
 SHAPES = {
@@ -32,10 +32,14 @@ _ONE = ["The", "bank", "raised", "its", "rates", "after", "the", "flood", "."] +
 
 @dataclass(frozen=True)
 class ElmoInputs:
-    """A published directory, sentences in falling order of length, and their ids."""
+    """A published directory, sentences in falling order of length, and their ids on a device."""
 
     size: str
     sentences: tuple[tuple[str, ...], ...]
+    device: torch.device = CPU
+
+    def to(self, device: torch.device) -> ElmoInputs:
+        return ElmoInputs(self.size, self.sentences, device)
 
     @property
     def directory(self) -> Path:
@@ -53,22 +57,22 @@ class ElmoInputs:
         for row, sentence in enumerate(self.sentences):
             for place, word in enumerate(sentence):
                 rows[row, place] = torch.tensor(_characters([*word.encode()[:48]]))
-        return rows
+        return rows.to(self.device)
 
     def with_boundaries(self) -> Tensor:
         """int64 [B, T + 2, 50]."""
-        ids = self.ids()
+        ids = self.ids().cpu()
         rows = torch.zeros(ids.shape[0], ids.shape[1] + 2, 50, dtype=torch.int64)
         rows[:, 1:-1] = ids
         rows[:, 0] = torch.tensor(_characters([256]))
         for row, length in enumerate(self.lengths):
             rows[row, length - 1] = torch.tensor(_characters([257]))
-        return rows
+        return rows.to(self.device)
 
     def valid(self, layers: Tensor) -> Tensor:
         """[N, (L + 1) * 2P] of the valid positions of layers [L + 1, B, T + 2, 2P]."""
         mask = torch.arange(layers.shape[2]) < torch.tensor(self.lengths)[:, None]
-        return layers.permute(1, 2, 0, 3)[mask].flatten(1)
+        return layers.permute(1, 2, 0, 3)[mask.to(layers.device)].flatten(1)
 
 
 def _characters(raw: list[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,10 @@ class LstmInputs:
     features: int
     training: bool
 
+    def to(self, device: torch.device) -> LstmInputs:
+        parameters = {name: x.to(device) for name, x in self.parameters.items()}
+        return replace(self, input=self.input.to(device), parameters=parameters)
+
     def module(self, kind: type[nn.LSTM], dtype: torch.dtype) -> nn.LSTM:
         """A module with these parameters, made outside inference mode."""
         with torch.inference_mode(False):
@@ -34,6 +38,7 @@ class LstmInputs:
                 bidirectional=True,
                 batch_first=True,
                 dtype=dtype,
+                device=self.input.device,
             )
             module.load_state_dict(self.parameters)
         return module.train(self.training)

@@ -12,6 +12,8 @@ from torch import Tensor
 from .. import lengths as length_sets
 from ..case import Case
 
+Target = torch.dtype | torch.device
+
 
 @dataclass(frozen=True)
 class AttentionInputs:
@@ -22,9 +24,9 @@ class AttentionInputs:
     value: Tensor
     lengths: tuple[int, ...]
 
-    def to(self, dtype: torch.dtype) -> AttentionInputs:
+    def to(self, target: Target) -> AttentionInputs:
         return AttentionInputs(
-            self.query.to(dtype), self.key.to(dtype), self.value.to(dtype), self.lengths
+            self.query.to(target), self.key.to(target), self.value.to(target), self.lengths
         )
 
 
@@ -38,12 +40,12 @@ class LinearInputs:
     activation: str | None = None
     residual: Tensor | None = None
 
-    def to(self, dtype: torch.dtype) -> LinearInputs:
-        residual = None if self.residual is None else self.residual.to(dtype)
+    def to(self, target: Target) -> LinearInputs:
+        residual = None if self.residual is None else self.residual.to(target)
         return LinearInputs(
-            self.input.to(dtype),
-            self.weight.to(dtype),
-            self.bias.to(dtype),
+            self.input.to(target),
+            self.weight.to(target),
+            self.bias.to(target),
             self.activation,
             residual,
         )
@@ -65,10 +67,10 @@ class LayerNormInputs:
     bias: Tensor
     eps: float = 1e-12
 
-    def to(self, dtype: torch.dtype) -> LayerNormInputs:
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+    def to(self, target: Target) -> LayerNormInputs:
+        weight, bias = self.weight.to(target), self.bias.to(target)
         return LayerNormInputs(
-            self.input.to(dtype), self.residual.to(dtype), weight, bias, self.eps
+            self.input.to(target), self.residual.to(target), weight, bias, self.eps
         )
 
     def run(self) -> Tensor:

@@ -6,8 +6,10 @@
 #include "cpu/char_cnn.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
+#include "cpu/linear.h"
 #include "cpu/linear_int8.h"
 #include "cpu/lstm.h"
+#include "cpu/matrix_product.h"
 
 // clang-format off: one operator a line.
 #define CTXFAST_CPU_OPERATORS(apply) \
@@ -22,10 +24,12 @@
   apply(embed_layer_norm_backward, EmbedLayerNormBackwardArgs) \
   apply(highway_gate, HighwayGateArgs) \
   apply(highway_gate_backward, HighwayGateBackwardArgs) \
+  apply(linear, LinearArgs) \
   apply(linear_int8, LinearInt8Args) \
   apply(lstm_backward, LstmBackwardArgs) \
   apply(lstm_forward, LstmForwardArgs) \
   apply(lstm_pack, LstmPackArgs) \
+  apply(matrix_product, MatrixProductArgs) \
   apply(weighted_sum, WeightedSumArgs)
 // clang-format on
 

@@ -8,117 +8,30 @@ Modules and parameters have the names of transformers, so that checkpoints load 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ctxfast import ops
+from ctxfast.bert.attention_plan import AttentionPlan
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, BertConfig
-from ctxfast.bert.inputs import PackedInputs, coordinates
 from ctxfast.bert.selection import Selection
+from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves, fuse_layer
+from ctxfast.nn.fusion import is_stock
 from ctxfast.nn.packed_linear import (
     PackedLinear,
     PackedModule,
     computes_in,
     inner_dtype,
+    is_fusable,
     linear,
+    packed_copies,
     stacked_linear,
+    takes_any_rows,
 )
-from ctxfast.packed import PackedBatch
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """How every layer of one call attends. Only [T] rows below batch.total are tokens."""
-
-    batch: PackedBatch
-    rows: int
-    attn_mask: Tensor | None
-    output_attentions: bool
-
-    @classmethod
-    def of(cls, inputs: PackedInputs, output_attentions: bool) -> AttentionPlan:
-        rows = inputs.position_ids.shape[0]
-        return cls(inputs.batch, rows, inputs.attn_mask, output_attentions)
-
-    @classmethod
-    def of_rows(cls, selection: Selection) -> AttentionPlan:
-        """Where the selected rows lie: what everything behind the attention needs to know of them."""
-        return cls(selection.batch, selection.index.shape[0], None, False)
-
-    @cached_property
-    def coordinates(self) -> tuple[Tensor, Tensor]:
-        """Sequence and position of every row [T], by which dropout is drawn."""
-        return coordinates(self.batch, self.rows)
-
-    def takes_queries(self, selection: Selection, dropout_p: float) -> bool:
-        """Whether attention of the selected queries alone gives what it gives among all of them.
-
-        Its dropout is drawn by the place of a query among those of its sequence, which only first tokens keep.
-        """
-        padded = self.output_attentions or self.attn_mask is not None
-        return not padded and (selection.leading or dropout_p == 0.0)
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dropout_p: float,
-        queries: PackedBatch | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for.
-
-        queries: where the rows of query lie, by default where those of key and value do.
-        """
-        if self.output_attentions or self.attn_mask is not None:
-            return self._attend_padded(query, key, value, dropout_p)
-        batch = self.batch
-        queries = batch if queries is None else queries
-        output = ops.attention_varlen(
-            query,
-            key,
-            value,
-            cu_seqlens_q=queries.cu_seqlens,
-            cu_seqlens_k=batch.cu_seqlens,
-            max_seqlen_q=queries.max_seqlen,
-            max_seqlen_k=batch.max_seqlen,
-            dropout_p=dropout_p,
-        )
-        return output, None
-
-    def _attend_padded(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same on the padded grid, which masks of the caller and returned weights are about."""
-        batch = self.batch
-        query, key, value = (
-            batch.pad(x[: batch.total]).transpose(1, 2) for x in (query, key, value)
-        )  # [B, heads, S, D]
-        mask = self.attn_mask
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(query.dtype)
-        if not self.output_attentions:
-            output = ops.attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-            return self._rows(output), None
-        valid = None
-        if not batch.dense:
-            valid = batch.pad(torch.ones_like(batch.indices, dtype=torch.bool))  # [B, S]
-        weights = ops.attention_weights(
-            query, key, attn_mask=mask, key_padding_mask=valid, dropout_p=dropout_p
-        )
-        if valid is not None:
-            weights = weights.masked_fill(~valid[:, None, :, None], 0.0)
-        return self._rows(weights @ value), weights
-
-    def _rows(self, output: Tensor) -> Tensor:
-        packed = self.batch.pack(output.transpose(1, 2))
-        return F.pad(packed, (0, 0, 0, 0, 0, self.rows - self.batch.total))
 
 
 def submodules(module: nn.Module) -> dict[str, Any]:
@@ -281,6 +194,44 @@ class BertLayer(nn.Module):
             plan = AttentionPlan.of_rows(selection)
         return parts["output"](parts["intermediate"](attended), attended, plan), weights
 
+    def fused(self, hidden: Tensor) -> EncoderLayer | None:
+        """The layer as one native call on states like `hidden`, or None where its parts have to be called."""
+        own = submodules(self)
+        attention, feed_forward, second = own["attention"], own["intermediate"], own["output"]
+        attend, first = (submodules(attention)[name] for name in ("self", "output"))
+        parts = (self, attention, attend, first, feed_forward, second)
+        if not all(map(is_stock, parts, _PARTS)) or feed_forward.activation is not None:
+            return None
+        inputs, first_parts, second_parts = attend._modules, first._modules, second._modules
+        stacked = (inputs["query"], inputs["key"], inputs["value"])
+        single = (first_parts["dense"], feed_forward._modules["dense"], second_parts["dense"])
+        dropouts = (inputs["dropout"], first_parts["dropout"], second_parts["dropout"])
+        if any(map(_rate, dropouts)) or not all(map(is_fusable, (*stacked, *single))):
+            return None
+        norms = [
+            (norm._parameters.get("weight"), norm._parameters.get("bias"), norm.eps)
+            for norm in (first_parts["LayerNorm"], second_parts["LayerNorm"])
+        ]
+        return fuse_layer(
+            hidden.shape[1],
+            packed_copies(attend, stacked, single, hidden),
+            [module._parameters.get("bias") for module in single],
+            (norms[0], norms[1]),
+            feed_forward.fused or "none",
+            attend.num_attention_heads,
+            attend.attention_head_size**-0.5,
+        )
+
+
+_PARTS = (
+    BertLayer,
+    BertAttention,
+    BertSelfAttention,
+    BertSelfOutput,
+    BertIntermediate,
+    BertOutput,
+)
+
 
 class BertEncoder(nn.Module):
     """The stack of layers.
@@ -293,6 +244,18 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
+
+    def takes_any_rows(self) -> bool:
+        """Whether the packed weights of a call that begins now serve every number of rows alike."""
+        if not len(self.layer):
+            return True
+        attention: Any = self.layer[0].attention.self  # type: ignore[union-attr]
+        parameter = next(attention.parameters())
+        return bool(
+            attention.pack
+            and not attention.training
+            and takes_any_rows(parameter, attention.precision)
+        )
 
     def forward(
         self,
@@ -313,7 +276,14 @@ class BertEncoder(nn.Module):
             hidden = hidden.bfloat16()  # what the layers pass on to each other and add up
         everything = output_hidden_states or plan.output_attentions
         last = None if selection is None or everything else len(self.layer) - 1
+        fused = self._fused(hidden, plan, len(self.layer) if last is None else last)
+        run = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen) if fused else None
         for number, layer in enumerate(self.layer):
+            if run is not None and number < len(fused):
+                hidden = run(fused[number], hidden)
+                if output_hidden_states:
+                    states.append(hidden)
+                continue
             arguments = (hidden, plan, selection) if number == last else (hidden, plan)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 hidden, weights = checkpoint(layer, *arguments, use_reentrant=False)
@@ -326,3 +296,18 @@ class BertEncoder(nn.Module):
         if selection is not None and (last is None or last < 0):
             hidden = selection.take(hidden)
         return hidden.to(dtype), states, attentions
+
+    def _fused(self, hidden: Tensor, plan: AttentionPlan, count: int) -> list[EncoderLayer]:
+        """The first `count` layers as native calls, or nothing where one of them has to be called by its parts."""
+        fused: list[EncoderLayer] = []
+        if plan.output_attentions or plan.attn_mask is not None or count < 1:
+            return fused
+        first: Any = self.layer[0].attention.self  # type: ignore[union-attr]
+        if not encoder_layer_serves(hidden, first.num_attention_heads):
+            return fused
+        for layer in islice(self.layer, count):
+            call = layer.fused(hidden) if type(layer) is BertLayer else None
+            if call is None:
+                return []
+            fused.append(call)
+        return fused

@@ -17,7 +17,7 @@ ROW_MULTIPLE = 16
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """T tokens, of which the first batch.total count and the rest round T up to a multiple of ROW_MULTIPLE.
+    """T tokens, of which the first batch.total count and the rest may round T up to a multiple of ROW_MULTIPLE.
 
     batch:          where the tokens lie in the padded grid [B, S]
     input_ids:      [T], None where embeddings are given

@@ -15,6 +15,7 @@ def bench(
         typer.Argument(metavar="[WORKLOAD]...", help="By default all but the long ones."),
     ] = None,
     size: Annotated[str, typer.Option(metavar="tiny|base|large", help="Of the problems.")] = "base",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where everything runs.")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="For every peer. [torch's default]")
     ] = None,
@@ -103,6 +104,7 @@ def bench(
         chosen = tuple(name.strip() for name in peers.split(",") if name.strip())
     options = Options(
         size=size,
+        device=device,
         threads=threads,
         repeats=repeats,
         peers=chosen,
@@ -111,7 +113,7 @@ def bench(
         memory=memory or full,
         model=None if model is None or input is None else UserModel.at(model, input, lines),
     )
-    names = list(dict.fromkeys(workloads or known.names(size, full=full)))
+    names = list(dict.fromkeys(workloads or known.names(size, full=full, device=device)))
     if compare is not None:
         compare_runs(*compare, names, options)
     else:

@@ -29,6 +29,7 @@ from ctxfast.integrations._stock import (
     untraceable,
 )
 from ctxfast.integrations._swap import State, call_arguments, state_of, stock_forward
+from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves
 
 # Arguments under which the stock forward runs: caches, cross attention, sequences packed by the caller.
 _STOCK_ARGUMENTS = (
@@ -231,7 +232,7 @@ class _Run:
             padded = not contiguous(batch)
         self.plan = Plan(
             batch,
-            row_count(batch.total),
+            row_count(batch.total, state.options.dtype, model),
             mask if four else None,
             keys,
             padded=padded,
@@ -270,8 +271,12 @@ class _Run:
             plan = self.plan = self._with_bias(hidden)
         keep = bool(self.selected)
         states, attentions = [hidden], []
-        for module, layer in found.layers:
-            if isinstance(layer, str):
+        fused = self._fused(hidden)
+        native = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen) if fused else None
+        for number, (module, layer) in enumerate(found.layers):
+            if native is not None:
+                hidden, weights = native(fused[number], hidden), None
+            elif isinstance(layer, str):
                 hidden = self._own_code(module, hidden)
                 weights = None
             else:
@@ -287,6 +292,22 @@ class _Run:
             if weights is not None:
                 attentions.append(weights.to(self.dtype))
         return states, attentions
+
+    def _fused(self, hidden: Tensor) -> list[EncoderLayer]:
+        """All layers as native calls, or nothing where one of them has to be called by its parts."""
+        plan, fused = self.plan, list[EncoderLayer]()
+        if plan.padded or plan.bias is not None:
+            return []
+        for _, layer in self.found.layers:
+            if isinstance(layer, str):
+                return []
+            if not fused and not encoder_layer_serves(hidden, layer.head_count):
+                return []
+            call = layer.fused(hidden, self.state.weights)
+            if call is None:
+                return []
+            fused.append(call)
+        return fused
 
     def _with_bias(self, hidden: Tensor) -> Plan:
         """The plan with MPNet's bias, a function of distances alone, [1, heads, L, L]."""
@@ -367,7 +388,9 @@ class _Run:
         fields = {"last_hidden_state": last, "hidden_states": states, "attentions": weights}
         if "Pooling" in family.output:
             fields["pooler_output"] = pooled
-        if "CrossAttentions" in family.output and self.attentions:
+        # Since it captures outputs in a module of its own, transformers returns what it captured none of.
+        capturing = "transformers.utils.output_capturing" in sys.modules
+        if "CrossAttentions" in family.output and self.attentions and capturing:
             fields["cross_attentions"] = ()
         output = cls(**fields)
         return output if wanted else output.to_tuple()

@@ -20,6 +20,7 @@ from ctxfast.integrations._stock import (
     require_plain,
 )
 from ctxfast.integrations._weights import PackedWeights
+from ctxfast.nn.encoder_layer import EncoderLayer, fuse_layer
 
 # transformers' activation modules, by what they compute.
 _EPILOGUES = {
@@ -144,6 +145,44 @@ class Layer:
             _add_and_normalise(self.output_norm, self.output_dropout, output, attended, plan),
             probabilities,
         )
+
+    @property
+    def head_count(self) -> int:
+        return int(self.attention.__dict__[self.heads])
+
+    def fused(self, hidden: Tensor, weights: PackedWeights) -> EncoderLayer | None:
+        """The layer as one native call on states like `hidden`, or None where its parts have to be called."""
+        if (
+            self.activation is not None
+            or (self.sampler.training and self.attention_dropout.__dict__["p"])
+            or _drops(self.attention_output_dropout)
+            or _drops(self.output_dropout)
+        ):
+            return None
+        own = self.attention.__dict__
+        scaling = own.get("scaling")
+        single = (self.attention_output, self.intermediate, self.output)
+        first, second = self.attention_norm, self.output_norm
+        return fuse_layer(
+            hidden.shape[1],
+            weights.copies(self.attention, self.projections, single, hidden),
+            [parameter_of(module, "bias") for module in single],
+            (
+                (parameter_of(first, "weight"), parameter_of(first, "bias"), first.__dict__["eps"]),
+                (
+                    parameter_of(second, "weight"),
+                    parameter_of(second, "bias"),
+                    second.__dict__["eps"],
+                ),
+            ),
+            self.epilogue or "none",
+            self.head_count,
+            own["attention_head_size"] ** -0.5 if scaling is None else scaling,
+        )
+
+
+def _drops(dropout: nn.Module | None) -> bool:
+    return dropout is not None and dropout.training and dropout.__dict__["p"] > 0.0
 
 
 def require_norm(name: str, norm: nn.Module | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ctxfast.integrations._encoder import inspection_of
-from ctxfast.integrations._stock import global_hooks
+from ctxfast.integrations._stock import global_hooks, own_forward
 from ctxfast.integrations._swap import state_of
 
 
@@ -14,7 +14,7 @@ def encoder_notes(model: Any, name: str) -> list[str]:
     state = state_of(model)
     found, options = inspection_of(model, state), state.options
     label = f"{name or 'model'} ({type(model).__name__})"
-    if "forward" in model.__dict__:
+    if own_forward(model) is not None and not hasattr(model, "_hf_hook"):
         return [f"{label}: runs its own code: forward is an attribute of the instance"]
     if found.spine is not None:
         return [f"{label}: runs its own code: {found.spine}"]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.bert.inputs import ROW_MULTIPLE, dense_batch
+from ctxfast.nn.packed_linear import takes_any_rows
 from ctxfast.packed import PackedBatch
 
 
@@ -116,8 +117,15 @@ def valid_tokens(batch: PackedBatch) -> Tensor:
     return batch.pad(torch.ones_like(batch.indices, dtype=torch.bool))
 
 
-def row_count(total: int) -> int:
-    """T for this many tokens: a multiple of ROW_MULTIPLE, so that the GEMM library sees few shapes."""
+def row_count(total: int, dtype: torch.dtype | None, model: nn.Module) -> int:
+    """T for this many tokens: a multiple of ROW_MULTIPLE where the GEMM library should see few shapes.
+
+    dtype: the compute type of the layers of model, by default that of its parameters
+    """
+    parameter = next(model.parameters(), None)
+    same = parameter is not None and dtype in (None, parameter.dtype)
+    if total and same and not model.training and takes_any_rows(parameter):  # type: ignore[arg-type]
+        return total
     return max(ROW_MULTIPLE, -(-total // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 

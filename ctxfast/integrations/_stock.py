@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
-from operator import contains, is_
+from operator import is_
 from typing import Any
 
 import torch
@@ -44,6 +44,16 @@ def global_hooks() -> bool:
     )
 
 
+def own_forward(module: nn.Module) -> Any:
+    """The forward that an instance has in place of its class's, or None.
+
+    Whoever wraps `forward` and undoes it, as offload hooks do, leaves the class's own method behind: no change.
+    """
+    found: Any = module.__dict__.get("forward")
+    its_own = getattr(found, "__self__", None) is module
+    return None if its_own and found.__func__ is type(module).forward else found
+
+
 def _observes(hook: Any) -> bool:
     return getattr(hook, "__module__", None) in _OBSERVERS
 
@@ -56,7 +66,7 @@ def require_plain(name: str, module: nn.Module) -> None:
                 raise NotStock(
                     f"{name} has a {kind.strip('_').removesuffix('s').replace('_', ' ')}"
                 )
-    if "forward" in module.__dict__:
+    if own_forward(module) is not None:
         offload = " (an offload hook)" if hasattr(module, "_hf_hook") else ""
         raise NotStock(f"{name} has a forward of its own instance{offload}")
 
@@ -103,17 +113,17 @@ class Certificate:
         "_contents",
         "_dictionaries",
         "_empty",
+        "_forwards",
         "_hooks",
         "_modules",
         "_own",
-        "_patched",
     )
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = tuple(dict.fromkeys(modules))
         self._classes = tuple(map(type, self._modules))
         self._own = tuple(module.__dict__ for module in self._modules)
-        self._patched = tuple(map(contains, self._own, repeat("forward")))
+        self._forwards = tuple(map(dict.get, self._own, repeat("forward")))
         hooks = [getattr(module, kind) for module in self._modules for kind in _HOOKS]
         self._empty = tuple(found for found in hooks if not found)
         self._hooks = tuple((found, tuple(found)) for found in hooks if found)
@@ -127,7 +137,7 @@ class Certificate:
         return (
             not any(self._empty)
             and all(map(is_, map(type, self._modules), self._classes))
-            and tuple(map(contains, self._own, repeat("forward"))) == self._patched
+            and all(map(is_, map(dict.get, self._own, repeat("forward")), self._forwards))
             and len(contents) == len(self._contents)
             and all(map(is_, contents, self._contents))
             and all(tuple(found) == keys for found, keys in self._hooks)

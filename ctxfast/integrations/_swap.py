@@ -13,6 +13,7 @@ import inspect
 import pydoc
 import weakref
 from dataclasses import dataclass, fields
+from types import MethodType
 from typing import Any
 
 import torch
@@ -166,14 +167,26 @@ def is_accelerated(module: nn.Module) -> bool:
 def swap(module: nn.Module, forward: Any, options: Options) -> None:
     """Gives `module` the accelerated class that runs `forward`, or new options where it has it."""
     if not is_accelerated(module):
-        module.__class__ = accelerated_class(type(module), forward)  # type: ignore[arg-type]
+        stock = type(module)
+        module.__class__ = accelerated_class(stock, forward)  # type: ignore[assignment, arg-type]
+        _rebind(module, stock.forward)
     module.__dict__[STATE] = State(module, options)
 
 
 def swap_back(module: nn.Module) -> None:
     """Gives `module` its stock class back."""
     module.__dict__.pop(STATE, None)
+    ours = type(module).forward
     module.__class__ = _without(type(module))
+    _rebind(module, ours)
+
+
+def _rebind(module: nn.Module, forward: Any) -> None:
+    """Points methods that an offload hook keeps on the instance from `forward` to the class's present one."""
+    for name in ("forward", "_old_forward"):
+        held: Any = module.__dict__.get(name)
+        if getattr(held, "__self__", None) is module and held.__func__ is forward:
+            module.__dict__[name] = MethodType(type(module).forward, module)
 
 
 def _without(cls: type) -> type:

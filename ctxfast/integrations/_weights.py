@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ctxfast import ops
 from ctxfast.integrations._stock import parameter_of
 from ctxfast.nn import packed_linear
+from ctxfast.nn.packed_copy import PackedCopy
 from ctxfast.nn.packed_linear import PackedModule
 
 
@@ -47,6 +48,29 @@ class PackedWeights:
             self._holders[module] = holder
         return holder
 
+    def copies(
+        self,
+        owner: nn.Module,
+        stacked: Sequence[nn.Module],
+        single: Sequence[nn.Module],
+        input: Tensor,
+    ) -> list[PackedCopy | None]:
+        """The valid copies of layers stacked by `owner`, and of others; None for one that runs on something else.
+
+        input: stands for the input of all of them, as to dtype and device
+        """
+        groups = ((owner, stacked), *((module, (module,)) for module in single))
+        return [self._copy(holder, modules, input) for holder, modules in groups]
+
+    def _copy(
+        self, owner: nn.Module, modules: Sequence[nn.Module], input: Tensor
+    ) -> PackedCopy | None:
+        if owner.training or any(type(module) is not nn.Linear for module in modules):
+            return None
+        weights = [parameter_of(module, "weight") for module in modules]
+        biases = [parameter_of(module, "bias") for module in modules]
+        return self._holder(owner).packed_parameters(weights, biases, input)
+
     def linear(self, module: nn.Module, input: Tensor, activation: str | None = None) -> Tensor:
         """activation(module(input)): fused for torch's own Linear; an adapter around one is called."""
         if type(module) is not nn.Linear:
@@ -56,7 +80,7 @@ class PackedWeights:
         if not module.training or torch.is_grad_enabled():
             copy = self._holder(module).packed_parameters((weight,), (bias,), input)
         if not torch.is_autocast_enabled(input.device.type):
-            weight = weight.to(input.dtype) if copy is None else copy.weight
+            weight = weight.to(input.dtype) if copy is None else copy.plain
             bias = None if bias is None else bias.to(input.dtype)
         packed = None if copy is None else copy.weight
         return ops.linear(input, weight, bias, activation=activation, packed=packed)
@@ -72,6 +96,6 @@ class PackedWeights:
             biases = [parameter_of(module, "bias") for module in modules]
             copy = self._holder(owner).packed_parameters(weights, biases, input)
             if copy is not None:
-                output = ops.linear(input, copy.weight, copy.bias, packed=copy.weight)
+                output = ops.linear(input, copy.plain, copy.bias, packed=copy.weight)
                 return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
         return tuple(self.linear(module, input) for module in modules)

@@ -1,130 +1,30 @@
 """Linear layers that keep a packed copy of their weight for inference, and the rules under which the copy is used.
 
 Libraries for matrix products reorder a weight into their own blocked layout on every call, unless they are given it
-reordered. The copy belongs to a module, never to a global table, and serves only calls without gradients in evaluation
-mode. It is dropped by `.train()`, `.to()` and its relatives, `load_state_dict`, deepcopy and pickling, and by every
-forward that records gradients, because fused optimisers change a weight without raising its version. It is rebuilt when
-the parameter object, its address, shape, dtype, version or one of a few sampled values differ. What escapes all that, a
-write to single elements through NumPy or `.data`, needs `refresh(model)`.
+reordered. There is one copy, in the form that the compute type asks for (`packed_copy`): that of csrc for float32 and
+int8, which serves any number of rows, and that of oneDNN for bfloat16. The copy belongs to a module, never to a global
+table, and serves only calls without gradients in evaluation mode. It is dropped by `set_precision`, `.train()`, `.to()`
+and its relatives, `load_state_dict`, deepcopy and pickling, and by every forward that records gradients, because fused
+optimisers change a weight without raising its version. It is rebuilt when the parameter object, its address, shape,
+dtype, version or one of a few sampled values differ. What escapes all that, a write to single elements through NumPy or
+`.data`, needs `refresh(model)`.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
-from ctxfast.ops import _dispatch, _onednn
+from ctxfast.nn.packed_copy import Biases, PackedCopy, Weights
+from ctxfast.ops import _dispatch, _native_linear, _onednn
 from ctxfast.ops.linear_int8 import int8_unavailable_reason
 from ctxfast.reference.linear import ACTIVATIONS
 
-# The layout that oneDNN chooses for this many rows was within 5 % of the best one for every count from 16 to 2,048.
-_EXPECTED_ROWS = 256
-_SAMPLES = 4
 _COMPUTE = {"bfloat16": torch.bfloat16, "int8": torch.int8}
-
-
-class _Fingerprint:
-    """What must stay as it is for a copy of a parameter to be believed."""
-
-    __slots__ = ("address", "dtype", "parameter", "sample", "shape", "values", "version")
-
-    def __init__(self, parameter: Tensor) -> None:
-        self.parameter = weakref.ref(parameter)
-        self.address = parameter.data_ptr()
-        self.shape = parameter.shape
-        self.dtype = parameter.dtype
-        self.version = None if parameter.is_inference() else parameter._version
-        flat = parameter.detach().view(-1)
-        if flat.dtype == torch.bfloat16:  # NumPy has no such type
-            flat = flat.view(torch.int16)
-        step = max(1, (flat.numel() - 1) // (_SAMPLES - 1))
-        # A view: it reads what is there now. DLPack, unlike Tensor.numpy, leaves the storage resizable, as FSDP needs.
-        self.sample = np.from_dlpack(flat)[::step]
-        self.values = self.sample.tobytes()
-
-    def matches(self, parameter: Tensor) -> bool:
-        # The address comes before the sample: a storage that was freed since must not be read.
-        return (
-            self.parameter() is parameter
-            and self.address == parameter.data_ptr()
-            and (self.version is None or self.version == parameter._version)
-            and self.values == self.sample.tobytes()
-            and self.dtype == parameter.dtype
-            and self.shape == parameter.shape
-        )
-
-
-Weights = Sequence[Tensor]
-Biases = Sequence[Tensor | None]
-
-
-def _sources(weights: Weights, biases: Biases) -> list[Tensor]:
-    """The parameters that a copy is made from: one weight, or several and their biases, which are stacked too."""
-    if len(weights) == 1:
-        return [*weights]
-    return [*weights, *(bias for bias in biases if bias is not None)]
-
-
-class _Copy:
-    """A weight [N, K] as the products of one compute type read it, the bias [N] of stacked layers, and the fingerprints
-    of what they were made from.
-
-    weight: packed by oneDNN, or an `ops.QuantizedWeight` where compute is int8
-    """
-
-    __slots__ = ("bias", "compute", "fingerprints", "weight")
-
-    def __init__(self, weights: Weights, biases: Biases, compute: torch.dtype) -> None:
-        sources = _sources(weights, biases)
-        count = len(weights)
-        self.compute = compute
-        self.bias: Tensor | None = None
-        self.weight: Any
-        # Outside inference mode, so that the copy also serves calls under no_grad.
-        with torch.inference_mode(False), torch.no_grad():
-            weight = sources[0] if count == 1 else torch.cat(sources[:count])
-            if len(sources) > count:
-                bias = torch.cat(sources[count:])
-                self.bias = bias if compute == torch.int8 else bias.to(compute)
-            if compute == torch.int8:
-                self.weight = ops.quantize_weight(weight)
-            else:
-                self.weight = _onednn.pack(weight.to(compute), _EXPECTED_ROWS)
-            self.fingerprints = [_Fingerprint(source) for source in sources]
-
-    def matches(self, weights: Weights, biases: Biases) -> bool:
-        sources = _sources(weights, biases)
-        return len(sources) == len(self.fingerprints) and all(
-            map(_Fingerprint.matches, self.fingerprints, sources)
-        )
-
-    @property
-    def nbytes(self) -> int:
-        tensors = (self.weight, self.bias)
-        return sum(x.nbytes for x in tensors if x is not None)
-
-    def linear(
-        self,
-        input: Tensor,
-        bias: Tensor | None,
-        activation: str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """activation(input @ weight^T + bias), returned in `dtype`, by default that of input."""
-        dtype, compute, weight = dtype or input.dtype, self.compute, self.weight
-        if compute == torch.int8:
-            return ops.linear_int8(input, weight, bias, activation=activation, dtype=dtype)
-        if bias is not None and bias.dtype != compute:
-            bias = bias.to(compute)
-        # The packed weight stands for the plain one, which a stacked or converted copy does not have.
-        output = ops.linear(input.to(compute), weight, bias, activation=activation, packed=weight)
-        return output.to(dtype)
 
 
 class PackedModule(nn.Module):
@@ -141,7 +41,7 @@ class PackedModule(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pack = True
-        self._copy: _Copy | None = None
+        self._copy: PackedCopy | None = None
 
     @property
     def packed_bytes(self) -> int:
@@ -153,15 +53,17 @@ class PackedModule(nn.Module):
         """Forgets the packed copy; the next call that may use one makes it again."""
         self._copy = None
 
-    def packed_weight(self, linears: Sequence[nn.Linear], input: Tensor) -> _Copy | None:
+    def packed_weight(self, linears: Sequence[nn.Linear], input: Tensor) -> PackedCopy | None:
         """The valid packed copy of `linears`, made if need be, or None where the plain weights must run."""
         return self._packed([x.weight for x in linears], [x.bias for x in linears], input)
 
-    def packed_parameters(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
+    def packed_parameters(
+        self, weights: Weights, biases: Biases, input: Tensor
+    ) -> PackedCopy | None:
         """The same for the parameters themselves."""
         return self._packed(weights, biases, input)
 
-    def _packed(self, weights: Weights, biases: Biases, input: Tensor) -> _Copy | None:
+    def _packed(self, weights: Weights, biases: Biases, input: Tensor) -> PackedCopy | None:
         if torch.is_grad_enabled():
             self._copy = None
             return None
@@ -174,7 +76,7 @@ class PackedModule(nn.Module):
         if not _packable(weights, biases, input, self.cast or precision is not None):
             self._copy = None
             return None
-        self._copy = copy = _Copy(weights, biases, compute)
+        self._copy = copy = PackedCopy(weights, biases, compute)
         return copy
 
     def train(self, mode: bool = True) -> PackedModule:
@@ -203,6 +105,22 @@ def _permitted(input: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and input.numel() > 0
+        and type(input) in (Tensor, nn.Parameter)
+        and not input.is_neg()
+    )
+
+
+def takes_any_rows(parameter: Tensor, precision: str | None = None) -> bool:
+    """Whether packed copies of parameters like this one, in that compute type, serve every number of rows alike.
+
+    To the GEMM library a number of rows that is new costs time, so that callers round it up.
+    """
+    compute = parameter.dtype if precision is None else _COMPUTE[precision]
+    return (
+        not torch.is_grad_enabled()
+        and _permitted(parameter)
+        and parameter.is_cpu
+        and (precision == "int8" or _native_linear.pack_refuses(compute) is None)
     )
 
 
@@ -317,6 +235,21 @@ def computes_in(owner: PackedModule, precision: str, input: Tensor) -> bool:
 def inner_dtype(owner: PackedModule, input: Tensor) -> torch.dtype | None:
     """The type of what is only multiplied again, inside a layer: bfloat16 beside 8-bit products, else as it comes."""
     return torch.bfloat16 if computes_in(owner, "int8", input) else None
+
+
+def packed_copies(
+    owner: PackedModule, stacked: Sequence[nn.Module], single: Sequence[nn.Module], input: Tensor
+) -> list[PackedCopy | None]:
+    """The valid copies of the layers that `owner` holds stacked, and of others that hold their own; all are fusable.
+
+    input: stands for the input of all of them, as to dtype and device
+    """
+    pairs = [_parameters(module) for module in stacked]  # type: ignore[arg-type]
+    copies = [owner._packed([w for w, _ in pairs], [b for _, b in pairs], input)]
+    for module in single:
+        weight, bias = _parameters(module)  # type: ignore[arg-type]
+        copies.append(module._packed((weight,), (bias,), input))  # type: ignore[operator]
+    return copies
 
 
 def refresh(model: nn.Module) -> None:

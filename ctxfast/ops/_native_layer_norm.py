@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -219,6 +220,12 @@ def embed_layer_norm(
     return output
 
 
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Zeros whose pages stay untouched until they are used: a batch reaches few rows of a vocabulary."""
+    numbers = np.zeros(tuple(shape), np.float64 if dtype == torch.float64 else np.float32)
+    return torch.from_numpy(numbers)
+
+
 def embed_layer_norm_backward(
     grad: Tensor,
     input_ids: Tensor,
@@ -235,7 +242,7 @@ def embed_layer_norm_backward(
     """Gradients of the three tables, weight and bias, summed in float32 (float64 for float64)."""
     tables = (word_embeddings, token_type_embeddings, position_embeddings)
     compute = _compute_dtype(word_embeddings.dtype)
-    dtables = [torch.zeros(table.shape, dtype=compute) for table in tables]
+    dtables = [_zeros(table.shape, compute) for table in tables]
     if grad.numel() == 0:
         sums = [torch.zeros_like(weight, dtype=compute) for _ in range(2)]
     else:

@@ -1,11 +1,121 @@
-"""What surrounds matrix products, across the boundary between tensors and csrc; the rules of `_native.py` hold here."""
+"""Linear layers and their losses, across the boundary between tensors and csrc; the rules of `_native.py` hold here."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ctxfast.ops._native import _DTYPES, _address, _check, _module, _refusal, _rows
+from ctxfast.ops._native import (
+    _DTYPES,
+    _address,
+    _check,
+    _module,
+    _refusal,
+    _rows,
+    unavailable_reason,
+)
+
+_ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
+_PANEL = 32  # columns of a panel in csrc/cpu/linear.h
+
+
+def pack_refuses(dtype: torch.dtype) -> str | None:
+    """Why weights of this dtype are not packed into panels, or None."""
+    return unavailable_reason() if dtype == torch.float32 else f"dtype {dtype} is not float32"
+
+
+def pack(weight: Tensor) -> Tensor:
+    """weight [N, K] as panels of 32 rows, [ceil(N / 32), K, 32], padded with 0: in the order in which it is read."""
+    rows, depth = weight.shape
+    panels = -(-rows // _PANEL)
+    padded = F.pad(weight.detach(), (0, 0, 0, panels * _PANEL - rows))
+    return padded.view(panels, _PANEL, depth).transpose(1, 2).contiguous()
+
+
+def linear_refuses(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    packed: Tensor | None,
+) -> str | None:
+    """Why the native code cannot run this linear, or None."""
+    if packed is None or packed.layout is not torch.strided:
+        return "the weight is not packed into panels"
+    if input.dtype != torch.float32:
+        return f"dtype {input.dtype} is not float32"
+    if 0 in input.shape or 0 in weight.shape:
+        return "empty input"
+    return _refusal(input, packed, bias, residual)
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    packed: Tensor,
+) -> Tensor:
+    """activation(input @ weight^T + bias) + residual; of weight only the shape counts."""
+    columns, depth = weight.shape
+    rows, stride = _rows(input if input.dim() == 2 else input.reshape(-1, depth))
+    output = torch.empty((*input.shape[:-1], columns))
+    bias = None if bias is None else bias.contiguous()
+    residual_stride = 0
+    if residual is not None:
+        residual, residual_stride = _rows(residual.reshape(-1, columns))
+    status = _module().linear(
+        rows.data_ptr(),
+        stride,
+        packed.data_ptr(),
+        _address(bias),
+        _address(residual),
+        residual_stride,
+        output.data_ptr(),
+        rows.shape[0],
+        depth,
+        columns,
+        _ACTIVATIONS[activation],
+        torch.get_num_threads(),
+    )
+    _check("linear", status)
+    return output
+
+
+def linear_int8(
+    input: Tensor,
+    panels: Tensor,
+    scales: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[..., N]; arguments of the registered operator, nothing empty."""
+    rows, stride = _rows(input.reshape(-1, input.shape[-1]))
+    output = torch.empty((*input.shape[:-1], scales.shape[0]), dtype=dtype)
+    panels, scales, sums = panels.contiguous(), scales.contiguous(), sums.contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    status = _module().linear_int8(
+        _DTYPES[input.dtype],
+        _DTYPES[dtype],
+        rows.data_ptr(),
+        stride,
+        panels.data_ptr(),
+        scales.data_ptr(),
+        sums.data_ptr(),
+        _address(bias),
+        output.data_ptr(),
+        *rows.shape,
+        scales.shape[0],
+        _ACTIVATIONS[activation],
+        torch.get_num_threads(),
+    )
+    _check("linear_int8", status)
+    return output
 
 
 def cross_entropy_refuses(*tensors: Tensor | None) -> str | None:
@@ -39,39 +149,3 @@ def cross_entropy_(logits: Tensor, labels: Tensor, scale: float, gradient: bool)
     )
     _check("cross_entropy", status)
     return losses
-
-
-_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "tanh")  # as in csrc/cpu/activation.h
-
-
-def linear_int8(
-    input: Tensor,
-    panels: Tensor,
-    scales: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    dtype: torch.dtype,
-) -> Tensor:
-    """[..., N]; arguments of the registered operator, nothing empty."""
-    rows, stride = _rows(input.reshape(-1, input.shape[-1]))
-    output = torch.empty((*input.shape[:-1], scales.shape[0]), dtype=dtype)
-    panels, scales, sums = panels.contiguous(), scales.contiguous(), sums.contiguous()
-    bias = None if bias is None else bias.float().contiguous()
-    status = _module().linear_int8(
-        _DTYPES[input.dtype],
-        _DTYPES[dtype],
-        rows.data_ptr(),
-        stride,
-        panels.data_ptr(),
-        scales.data_ptr(),
-        sums.data_ptr(),
-        _address(bias),
-        output.data_ptr(),
-        *rows.shape,
-        scales.shape[0],
-        _ACTIVATIONS.index(activation),
-        torch.get_num_threads(),
-    )
-    _check("linear_int8", status)
-    return output

@@ -65,7 +65,8 @@ def linear(
 ) -> Tensor:
     """activation(input @ weight^T + bias) + residual; arguments validated by `ctxfast.ops.linear`."""
     rows = input.reshape(-1, input.shape[-1])
-    weight = weight if packed is None else packed
+    if packed is not None and packed.layout is not torch.strided:  # else it is csrc's
+        weight = packed
     pointwise = torch.ops.mkldnn._linear_pointwise
     if residual is not None and activation == "none":
         addend = residual.reshape(-1, residual.shape[-1])

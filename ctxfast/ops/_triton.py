@@ -18,6 +18,7 @@ _MINIMUM_CAPABILITY = (8, 0)
 _MINIMUM_VERSION = (3, 6)
 _LARGEST_HEAD = 256
 _LARGEST_NORM = 65536
+_LARGEST_NORM_BACKWARD = 16384
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -274,12 +275,29 @@ def layer_norm_refuses(input: Tensor) -> str | None:
     return None
 
 
-def add_layer_norm(
-    input: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> Tensor:
-    """LayerNorm(input + residual) over the last dimension; arguments as `ctxfast.ops.add_layer_norm`."""
-    module = importlib.import_module("ctxfast.ops._triton_layer_norm")
-    return module.add_layer_norm(input, residual, weight, bias, eps)
+def layer_norm_backward_refuses(input: Tensor) -> str | None:
+    """Why its gradients cannot: a program also holds the sums of both parameters' gradients."""
+    reason = layer_norm_refuses(input)
+    if reason is None and input.shape[-1] > _LARGEST_NORM_BACKWARD:
+        reason = f"rows of {input.shape[-1]} features are above {_LARGEST_NORM_BACKWARD}"
+    return reason
+
+
+def add_layer_norm(*arguments: Any) -> Tensor:
+    """LayerNorm(dropout(input) + residual); the arguments of the registered `ctxfast::add_layer_norm`."""
+    return importlib.import_module("ctxfast.ops._triton_layer_norm").add_layer_norm(*arguments)
+
+
+def add_layer_norm_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The arguments and results of the registered `ctxfast::add_layer_norm_backward`."""
+    module = importlib.import_module("ctxfast.ops._triton_layer_norm_backward")
+    return module.add_layer_norm_backward(*arguments)
+
+
+def embed_layer_norm_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """The arguments and results of the registered `ctxfast::embed_layer_norm_backward`."""
+    module = importlib.import_module("ctxfast.ops._triton_layer_norm_backward")
+    return module.embed_layer_norm_backward(*arguments)
 
 
 def embed_layer_norm(

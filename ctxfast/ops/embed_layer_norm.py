@@ -58,6 +58,10 @@ def _triton_refuses(ids, types, positions, word, token_type, position, weight, b
     return _triton.layer_norm_refuses(word)
 
 
+def _triton_backward_refuses(grad, ids, types, positions, word, *rest):
+    return _triton.layer_norm_backward_refuses(word)
+
+
 def _fake(ids, types, positions, word, token_type, position, weight, bias, eps, padding_idx):
     return word.new_empty((*ids.shape, word.shape[1]))
 
@@ -94,6 +98,7 @@ embed_layer_norm_backward_operator = Operator(
     Implementation(
         "native", _native_layer_norm.embed_layer_norm_backward, _native_backward_refuses
     ),
+    Implementation("triton", _triton.embed_layer_norm_backward, _triton_backward_refuses),
     Implementation("reference", _reference_backward, never),
 )
 

@@ -75,25 +75,24 @@ def _native_backward_refuses(grad, input, residual, weight, bias, *rest):
     ) or _native_layer_norm.add_layer_norm_refuses(input, grad, None, None)
 
 
-def _triton_forward(input, residual, weight, bias, eps, p, seed, sequence_ids, positions):
-    return _triton.add_layer_norm(input, residual, weight, bias, eps)
-
-
-def _triton_refuses(input, residual, weight, bias, eps, p, seed, sequence_ids, positions):
-    if p > 0.0:
-        return "dropout is active"
+def _triton_refuses(input, *rest):
     return _triton.layer_norm_refuses(input)
+
+
+def _triton_backward_refuses(grad, input, *rest):
+    return _triton.layer_norm_backward_refuses(input)
 
 
 add_layer_norm_operator = Operator(
     "add_layer_norm",
     Implementation("native", _native_layer_norm.add_layer_norm, _native_refuses),
-    Implementation("triton", _triton_forward, _triton_refuses),
+    Implementation("triton", _triton.add_layer_norm, _triton_refuses),
     Implementation("reference", _reference, never),
 )
 add_layer_norm_backward_operator = Operator(
     "add_layer_norm_backward",
     Implementation("native", _native_layer_norm.add_layer_norm_backward, _native_backward_refuses),
+    Implementation("triton", _triton.add_layer_norm_backward, _triton_backward_refuses),
     Implementation("reference", _reference_backward, never),
 )
 

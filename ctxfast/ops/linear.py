@@ -1,4 +1,4 @@
-"""Linear layers with a fused epilogue: the GEMM library of the platform, our epilogues."""
+"""Linear layers with a fused epilogue: csrc on packed float32 weights, else the GEMM library of the platform."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _onednn
+from ctxfast.ops import _native_linear, _native_matrix_product, _onednn
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import (
@@ -36,13 +36,20 @@ def _fake_backward(grad, input, weight):
     )
 
 
+def _native_backward(grad, input, weight):
+    dinput = _native_matrix_product.product(grad, weight)
+    return dinput, *_native_matrix_product.product_and_row_sums(grad.t(), input)
+
+
 linear_operator = Operator(
     "linear",
+    Implementation("native", _native_linear.linear, _native_linear.linear_refuses),
     Implementation("onednn", _onednn.linear, _onednn.linear_refuses),
     Implementation("reference", _reference, never),
 )
 linear_backward_operator = Operator(
     "linear_backward",
+    Implementation("native", _native_backward, _native_matrix_product.refuses),
     Implementation("onednn", _onednn.linear_backward, _onednn.linear_backward_refuses),
     Implementation("reference", reference.linear_backward, never),
 )
@@ -82,7 +89,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             approximate = "tanh" if ctx.activation == "gelu_tanh" else "none"
             pre_activation_grad = torch.ops.aten.gelu_backward(grad, z, approximate=approximate)
     rows = pre_activation_grad.reshape(-1, weight.shape[0])
-    dinput, dweight, dbias = _linear_backward(rows, input.reshape(-1, weight.shape[1]), weight)
+    if any(ctx.needs_input_grad[1:3]):
+        dinput, dweight, dbias = _linear_backward(rows, input.reshape(-1, weight.shape[1]), weight)
+    else:  # frozen, as under adapters: one product instead of two
+        dinput, dweight, dbias = _linear(rows, weight.t(), None, "none", None, None), None, None
     return (
         dinput.view(input.shape),
         dweight,
@@ -116,8 +126,8 @@ def linear(
 
     input:  [..., K] and weight [N, K], of one floating dtype;  bias: [N];  residual: [..., N]
     activation: None, "gelu" (exact, with erf), "gelu_tanh" or "tanh"
-    packed: a copy of weight in the layout of the GEMM library, from `ctxfast.nn.PackedLinear`; inference only. The
-            caller vouches that it holds the values of weight
+    packed: a copy of weight in the layout of csrc or of the GEMM library, from `ctxfast.nn.PackedLinear`; inference
+            only. The caller vouches that it holds the values of weight
 
     Returns [..., N]. With gradients the activation runs on its own, so that its input is kept and not recomputed.
     Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or name.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _cross_entropy_chunks, _native_linear, _onednn
+from ctxfast.ops import _cross_entropy_chunks, _native_linear, _native_matrix_product, _onednn
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import autocast, require_floating, require_same, shape_of
@@ -26,7 +26,9 @@ def _check_labels(labels: Tensor, ignore_index: int, vocabulary: int) -> None:
 
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """input @ weight^T + bias by the GEMM library that is fastest for these tensors."""
+    """input @ weight^T + bias by the product that is fastest for these tensors."""
+    if _native_matrix_product.refuses(input, weight, bias) is None:
+        return _native_matrix_product.product(input, weight.t(), bias)
     arguments = (input, weight, bias, "none", None, None)
     if _onednn.linear_refuses(*arguments) is None:
         return _onednn.linear(*arguments)
@@ -133,16 +135,42 @@ _linear_cross_entropy_backward = define(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, labels, ctx.ignore_index, *ctx.wanted = inputs
+    ctx.given_away = False
     gradients = output[1:]
     ctx.mark_non_differentiable(*gradients)
     ctx.save_for_backward(hidden, weight, bias, labels, *gradients)
 
 
+def _is_one(grad: Tensor) -> bool:
+    """Whether Python may look at the gradient of the loss here, finds 1, and no one differentiates the gradients."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(grad) is Tensor
+        and grad.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and grad.item() == 1.0
+    )
+
+
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     hidden, weight, bias, labels, *gradients = ctx.saved_tensors
-    found = _linear_cross_entropy_backward(
-        grad, hidden, weight, bias, labels, ctx.ignore_index, *gradients
-    )
+    if (
+        ctx.given_away
+    ):  # of a graph that is kept: whoever has the gradients may have written to them
+        with torch.no_grad():
+            _, *gradients = _linear_cross_entropy(
+                hidden, weight, bias, labels, ctx.ignore_index, *ctx.wanted
+            )
+    if _is_one(grad):
+        # The gradient of weight is the largest tensor of a step: no copy of it. `.data`, because what its owner
+        # writes must not count as a write to a tensor that the graph keeps.
+        ctx.given_away = True
+        found = [g.data for g in gradients]
+    else:
+        found = _linear_cross_entropy_backward(
+            grad, hidden, weight, bias, labels, ctx.ignore_index, *gradients
+        )
     given = [g if w else None for g, w in zip(found, ctx.wanted, strict=True)]
     return *given, None, None, None, None, None
 

@@ -29,7 +29,8 @@ def ours(data: Path) -> BertTokenizer:
 
 @pytest.fixture(scope="module")
 def theirs(data: Path) -> Any:
-    return transformers_tokenizer()(str(data / "vocab" / "bert-base-uncased.vocab.txt"))
+    vocab = str(data / "vocab" / "bert-base-uncased.vocab.txt")
+    return transformers_tokenizer()(vocab, do_lower_case=True)
 
 
 def test_spans(ours: BertTokenizer, theirs: Any, data: Path) -> None:

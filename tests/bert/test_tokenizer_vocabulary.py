@@ -110,8 +110,9 @@ def test_decode(
     assert ours.batch_decode(single.input_ids) == theirs.batch_decode(single.input_ids)
     tokens = single.tokens()
     assert ours.convert_tokens_to_string(tokens) == theirs.convert_tokens_to_string(tokens)
-    cleaned = ours.clean_up_tokenization(texts[-2])
-    assert cleaned == theirs.clean_up_tokenization(texts[-2]) != texts[-2]
+    if hasattr(theirs, "clean_up_tokenization"):  # transformers 5.0 has none
+        cleaned = ours.clean_up_tokenization(texts[-2])
+        assert cleaned == theirs.clean_up_tokenization(texts[-2]) != texts[-2]
 
 
 @pytest.mark.parametrize("ids", [[-1], [[101, -100]], ["a"], [1.5]])

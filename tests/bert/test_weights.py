@@ -366,7 +366,10 @@ def test_transformers_loads_what_we_save(tmp_path: Path, weights) -> None:
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     theirs.save_pretrained(tmp_path / "back")
-    assert set(load_file(tmp_path / "back" / "model.safetensors")) == set(weights)
+    names = load_file(tmp_path / "back" / "model.safetensors")
+    # transformers 5.0 writes the old names of a LayerNorm's parameters
+    today = {name.replace("gamma", "weight").replace("beta", "bias") for name in names}
+    assert today == set(weights)
     assert_loaded(load(tmp_path / "back"), weights)
 
 

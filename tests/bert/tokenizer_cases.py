@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import shutil
 import warnings
@@ -89,7 +90,14 @@ def vocabulary_texts(vocab: Path) -> list[str]:
 
 
 def both(directory: Path, **overrides: Any) -> tuple[BertTokenizer, Any]:
-    theirs = transformers_tokenizer().from_pretrained(str(directory), **overrides)
+    cls = transformers_tokenizer()
+    config = directory / "tokenizer_config.json"
+    told = config.is_file() and "do_lower_case" in config.read_text(encoding="utf-8")
+    # transformers 5.0 alone does not lower-case unless it is told to.
+    default = inspect.signature(cls.__init__).parameters.get("do_lower_case")
+    lower = default is not None and default.default is False and not told
+    given = {"do_lower_case": True, **overrides} if lower else overrides
+    theirs = cls.from_pretrained(str(directory), **given)
     return BertTokenizer.from_pretrained(directory, **overrides), theirs
 
 

@@ -92,6 +92,8 @@ def build(family: str, head: str = "Model", *, dropout: float = 0.0, **fields: A
             setattr(config, name, dropout)
     torch.manual_seed(0)
     model = cls(config)
+    if head == "ForMultipleChoice" and getattr(model.base_model, "pooler", model) is None:
+        pytest.skip(f"this transformers gives {prefix}{head} no pooler, which its forward reads")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases and norms are born 0 and 1

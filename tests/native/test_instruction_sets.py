@@ -90,6 +90,22 @@ def test_cross_entropy(isa, dtype):
     torch.testing.assert_close(found.double(), gradient, rtol=8 * precision, atol=precision)
 
 
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "tanh"])
+def test_linear_in_panels(isa, activation):
+    for rows in (1, 2, 3, 7, 12, 16, 31, 32, 50):
+        x, weight, bias = torch.randn(rows, 801), torch.randn(75, 801) / 28, torch.randn(75)
+        with only("native"):
+            result = ops.linear(
+                x, weight, bias, activation=activation, packed=_native_linear.pack(weight)
+            )
+        eager = reference.linear(x, weight, bias, activation=activation)
+        wide = [t.double() for t in (x, weight, bias)]
+        exact = reference.linear(*wide, activation=activation)
+        rounding = torch.finfo(torch.float32).eps * reference.linear(*wide)
+        rounding = rounding if activation in ("gelu", "gelu_tanh") else None
+        assert_matches(result, eager, exact, rounding=rounding)
+
+
 def test_environment_variable_is_an_upper_bound():
     code = "import torch; from ctxfast.ops import _native; print(_native.isa())"
     for name in NAMES:

@@ -9,7 +9,7 @@ from ctxfast import ops, reference
 from tests.ops.implementations import only
 from tests.oracle import CAPS, assert_matches
 
-BACKENDS = ["native"]
+BACKENDS = ["native", "triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from ctxfast.ops import _onednn
+from ctxfast.ops import _dispatch, _onednn
 from tests.ops.implementations import only
 from tests.oracle import assert_matches
 
@@ -67,6 +67,25 @@ def test_gradients_match_float64(activation):
         ("input", "weight", "bias", "residual"), found, eager, exact, strict=True
     ):
         assert_matches(*three, name=name)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_a_frozen_weight_costs_no_product(activation):
+    x, weight, bias, _ = arguments(33, 130, 57, torch.float32)
+    grad = torch.randn(33, 57)
+    results = []
+    for frozen in (True, False):
+        leaf = x.clone().requires_grad_()
+        weight.requires_grad_(not frozen)
+        bias.requires_grad_(not frozen)
+        with _dispatch.record() as verdicts:
+            output = ops.linear(leaf, weight, bias, activation=activation)
+            results += torch.autograd.grad(output, leaf, grad, create_graph=True)
+        assert ("linear_backward" in [v.operator for v in verdicts]) != frozen
+        if activation:
+            results += torch.autograd.grad(results[-1].square().sum(), leaf)
+    for ours, whole in zip(results[: len(results) // 2], results[len(results) // 2 :], strict=True):
+        torch.testing.assert_close(ours, whole)
 
 
 def test_layouts_and_empty_inputs():

@@ -186,3 +186,28 @@ def test_bad_input_is_one_clear_error(change, error, message, backend):
     }
     with ops.use_backend(backend), pytest.raises(error, match=f"^linear_cross_entropy: {message}"):
         ops.linear_cross_entropy(**{**call, **change})
+
+
+def test_gradients_belong_to_the_caller():
+    """The ones of a loss that is differentiated as it is are those that the forward pass found, not copies."""
+    leaves = [torch.randn(*shape, requires_grad=True) for shape in ((6, 8), (11, 8), (11,))]
+    labels = torch.tensor([3, -100, 0, 10, 5, -100])
+
+    def backward(factor):
+        for leaf in leaves:
+            leaf.grad = None
+        (ops.linear_cross_entropy(*leaves, labels) * factor).backward()
+        return [leaf.grad for leaf in leaves]
+
+    once, doubled = backward(1.0), backward(2.0)
+    for one, two in zip(once, doubled, strict=True):
+        torch.testing.assert_close(one * 2, two)
+    loss = ops.linear_cross_entropy(*leaves, labels)
+    for leaf in leaves:
+        leaf.grad = None
+    loss.backward(retain_graph=True)
+    for leaf in leaves:
+        leaf.grad.zero_()  # the graph is kept, the gradients are the caller's
+    loss.backward()
+    for leaf, one in zip(leaves, once, strict=True):
+        torch.testing.assert_close(leaf.grad, one)

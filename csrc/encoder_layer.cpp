@@ -1,0 +1,109 @@
+// The encoder layer of Vaswani et al. (2017) with the norms behind the residual additions, made of
+// the kernels that its parts run on: the results are theirs, bit for bit.
+#include "encoder_layer.h"
+
+#include <algorithm>
+
+#include "dispatch.h"
+
+namespace ctxfast {
+namespace {
+
+// Parts of the workspace, in floats. `wide` holds the projections, then the inner activations.
+struct Workspace {
+  float *wide, *context, *attended, *lse;
+  int64_t size;
+
+  explicit Workspace(const EncoderLayerArgs& args) {
+    const int64_t inner = std::max(3 * args.hidden, args.intermediate) * args.rows;
+    const int64_t state = args.hidden * args.rows;
+    wide = args.workspace;
+    context = wide + inner;
+    attended = context + state;
+    lse = attended + state;
+    size = inner + 2 * state + args.heads * args.rows;
+  }
+};
+
+void linear(const EncoderLayerArgs& args, int which, const float* input, int64_t depth,
+            float* output, int64_t columns, Activation activation) {
+  LinearArgs call = {};
+  call.input = input;
+  call.input_stride = depth;
+  call.panels = args.linears[which].panels;
+  call.bias = args.linears[which].bias;
+  call.output = output;
+  call.rows = args.rows;
+  call.depth = depth;
+  call.columns = columns;
+  call.activation = activation;
+  call.threads = args.threads;
+  kernels().linear(call);
+}
+
+Status attention(const EncoderLayerArgs& args, const Workspace& work) {
+  const int64_t hidden = args.hidden, head_dim = hidden / args.heads;
+  AttentionForwardArgs call = {};
+  AttentionArgs& common = call.common;
+  common.dtype = kFloat32;
+  common.query = work.wide;
+  common.key = work.wide + hidden;
+  common.value = work.wide + 2 * hidden;
+  for (int64_t* stride : {common.query_stride, common.key_stride, common.value_stride}) {
+    stride[1] = head_dim;
+    stride[2] = 3 * hidden;
+  }
+  common.batch = args.batch;
+  common.heads = args.heads;
+  common.head_dim = head_dim;
+  common.seqlen_q = common.seqlen_k = args.rows;
+  common.cu_seqlens_q = common.cu_seqlens_k = args.cu_seqlens;
+  common.max_seqlen_q = common.max_seqlen_k = args.max_seqlen;
+  common.window_left = common.window_right = -1;
+  common.scale = args.scale;
+  common.threads = args.threads;
+  call.output = work.context;
+  call.output_stride[1] = head_dim;
+  call.output_stride[2] = hidden;
+  call.lse = work.lse;
+  call.lse_stride[1] = args.rows;
+  return kernels().attention_forward(call);
+}
+
+Status add_layer_norm(const EncoderLayerArgs& args, const EncoderNorm& norm, const float* input,
+                      const float* residual, float* output) {
+  AddLayerNormArgs call = {};
+  call.dtype = call.parameter_dtype = kFloat32;
+  call.input = input;
+  call.residual = residual;
+  call.weight = norm.weight;
+  call.bias = norm.bias;
+  call.output = output;
+  call.rows = args.rows;
+  call.columns = call.input_stride = call.residual_stride = args.hidden;
+  call.eps = norm.eps;
+  call.threads = args.threads;
+  return kernels().add_layer_norm(call);
+}
+
+}  // namespace
+
+int64_t encoder_layer_workspace(const EncoderLayerArgs& args) noexcept {
+  return Workspace(args).size;
+}
+
+Status encoder_layer(const EncoderLayerArgs& args) noexcept {
+  const Workspace work(args);
+  linear(args, 0, args.input, args.hidden, work.wide, 3 * args.hidden, kNone);
+  Status status = attention(args, work);
+  if (status.code != kOk) return status;
+  // The output serves as working space until its values come.
+  linear(args, 1, work.context, args.hidden, args.output, args.hidden, kNone);
+  status = add_layer_norm(args, args.norms[0], args.output, args.input, work.attended);
+  if (status.code != kOk) return status;
+  linear(args, 2, work.attended, args.hidden, work.wide, args.intermediate, args.activation);
+  linear(args, 3, work.wide, args.intermediate, work.context, args.hidden, kNone);
+  return add_layer_norm(args, args.norms[1], work.context, work.attended, args.output);
+}
+
+}  // namespace ctxfast

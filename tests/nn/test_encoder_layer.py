@@ -1,0 +1,164 @@
+"""Encoder layers as one native call: the numbers of their parts, and who gets the parts instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctxfast import ops
+from ctxfast.bert import BertConfig, BertForSequenceClassification, BertModel
+from ctxfast.nn import set_packing
+from ctxfast.ops import _dispatch, _native
+from ctxfast.ops._native_encoder_layer import EncoderRun
+
+pytestmark = pytest.mark.skipif(
+    not _native.available(), reason=f"native module absent: {_native.unavailable_reason()}"
+)
+SMALL: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 50,
+    "max_position_embeddings": 60,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What went through the one call."""
+    seen: list[Tensor] = []
+    run = EncoderRun.__call__
+
+    def spy(self: EncoderRun, layer: Any, hidden: Tensor) -> Tensor:
+        seen.append(run(self, layer, hidden))
+        return seen[-1]
+
+    monkeypatch.setattr(EncoderRun, "__call__", spy)
+    return seen
+
+
+def model(**changes: Any) -> BertModel:
+    return BertModel(BertConfig(**{**SMALL, **changes})).eval()
+
+
+def batch(*lengths: int) -> tuple[Tensor, Tensor]:
+    width = max(lengths)
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return torch.randint(1, 50, (len(lengths), width)), mask
+
+
+def by_parts(bert: nn.Module, *inputs: Tensor) -> Tensor:
+    """`explain` wants to see every operator, so they are called."""
+    with torch.no_grad(), _dispatch.record() as verdicts:
+        output = bert(*inputs)[0]
+    assert {v.operator: v.ran for v in verdicts}["linear"] == "native"
+    return output
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "tanh"])
+@pytest.mark.parametrize("lengths", [(1,), (12,), (7, 0, 20), (33, 48, 5)])
+def test_gives_the_bits_of_its_parts(
+    calls: list[Tensor], act: str, lengths: tuple[int, ...]
+) -> None:
+    bert = model(hidden_act=act)
+    inputs = batch(*lengths)
+    with torch.inference_mode():
+        found = bert(*inputs, output_hidden_states=True)
+    assert len(calls) == 3
+    assert torch.equal(found.last_hidden_state, by_parts(bert, *inputs))
+    assert len(found.hidden_states) == 4
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
+
+
+def test_a_head_needs_the_last_layer_in_parts(calls: list[Tensor]) -> None:
+    bert = BertForSequenceClassification(BertConfig(**SMALL)).eval()
+    inputs = batch(9, 4)
+    with torch.no_grad():
+        found = bert(*inputs).logits
+    assert len(calls) == 2
+    assert torch.equal(found, by_parts(bert, *inputs))
+
+
+def hook(bert: BertModel) -> None:
+    bert.encoder.layer[1].output.dense.register_forward_hook(lambda m, args, output: output * 2)
+
+
+def hook_a_layer(bert: BertModel) -> None:
+    bert.encoder.layer[2].register_forward_hook(lambda m, args, output: (output[0] + 1, None))
+
+
+def wrap(bert: BertModel) -> None:
+    class Adapter(nn.Module):
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) * 2
+
+    own = bert.encoder.layer[0].attention.self
+    own.query = Adapter(own.query)
+
+
+def patch(bert: BertModel) -> None:
+    layer = bert.encoder.layer[0]
+    forward = layer.intermediate.forward
+    layer.intermediate.forward = lambda hidden: forward(hidden) + 1
+
+
+def drop(bert: BertModel) -> None:
+    bert.encoder.layer[1].attention.output.dropout.train()
+
+
+@pytest.mark.parametrize("change", [hook, hook_a_layer, wrap, patch, drop])
+def test_what_somebody_put_into_a_layer_is_called(
+    calls: list[Tensor], change: Callable[[BertModel], None]
+) -> None:
+    bert = model()
+    inputs = batch(9, 4)
+    with torch.no_grad():
+        before = bert(*inputs).last_hidden_state
+        assert len(calls) == 3
+        change(bert)
+        after = bert(*inputs).last_hidden_state
+    assert len(calls) == 3
+    assert (after - before).abs().max() > 0.01
+
+
+def test_who_else_gets_the_parts(calls: list[Tensor]) -> None:
+    bert = model()
+    inputs = batch(9, 4)
+    exact = bert(*inputs).last_hidden_state
+    with torch.no_grad():
+        with ops.use_backend("reference"):
+            bert(*inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            bert(*inputs)
+        bert(*inputs, output_attentions=True)
+        set_packing(bert, False)
+        bert(*inputs)
+        assert not calls
+        set_packing(bert, True)
+        assert (bert(*inputs).last_hidden_state - exact).abs().max() < 2e-5
+        bert.double()
+        bert(*inputs)
+    assert len(calls) == 3
+
+
+def test_written_weights_are_seen(calls: list[Tensor]) -> None:
+    bert = model()
+    inputs = batch(12)
+    with torch.no_grad():
+        for _ in range(2):
+            for parameter in bert.encoder.parameters():
+                parameter.mul_(1.1)
+            with ops.use_backend("reference"):
+                expected = bert(*inputs).last_hidden_state
+            assert (bert(*inputs).last_hidden_state - expected).abs().max() < 1e-4
+    assert len(calls) == 6

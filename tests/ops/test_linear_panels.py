@@ -1,0 +1,106 @@
+"""linear on weights in panels: few rows and many, odd sizes, every epilogue, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ctxfast import ops, reference
+from ctxfast.ops import _native, _native_linear
+from tests.ops.implementations import only
+from tests.oracle import assert_matches
+
+pytestmark = pytest.mark.skipif(
+    not _native.available(), reason=f"native module absent: {_native.unavailable_reason()}"
+)
+
+ACTIVATIONS = [None, "gelu", "gelu_tanh", "tanh"]
+
+
+def check(rows: int, depth: int, columns: int, activation: str | None, *, extras: bool) -> None:
+    x, weight = torch.randn(rows, depth), torch.randn(columns, depth) / depth**0.5
+    bias = torch.randn(columns) if extras else None
+    residual = torch.randn(rows, columns + 3)[:, :columns] if extras else None
+    packed = _native_linear.pack(weight)
+    stand_in = torch.full((1, 1), torch.nan).expand(weight.shape)
+    with only("native"):
+        found = ops.linear(
+            x, stand_in, bias, activation=activation, residual=residual, packed=packed
+        )
+    eager = reference.linear(x, weight, bias, activation=activation, residual=residual)
+    wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
+    exact = reference.linear(*wide[:3], activation=activation, residual=wide[3])
+    # 1 + erf(z) cancels where z is negative: its rounding, times z, stays in the eager result.
+    z = reference.linear(*wide[:3])
+    gelu = activation in ("gelu", "gelu_tanh")
+    rounding = torch.finfo(torch.float32).eps * z if gelu else None
+    assert_matches(found, eager, exact, rounding=rounding)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_matches_float64(rows: int, activation: str | None) -> None:
+    for depth, columns in ((1, 1), (37, 31), (64, 32), (129, 97), (1601, 65)):
+        for extras in (False, True):
+            check(rows, depth, columns, activation, extras=extras)
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    """Bit for bit, whatever tile it falls into."""
+    x, weight = torch.randn(101, 900), torch.randn(70, 900)
+    packed = _native_linear.pack(weight)
+    whole = ops.linear(x, weight, packed=packed)
+    for rows in (1, 2, 13, 14, 15, 32, 33, 50):
+        assert torch.equal(ops.linear(x[:rows], weight, packed=packed), whole[:rows])
+
+
+def test_threads_strides_and_leading_dimensions() -> None:
+    x, weight = torch.randn(4, 5, 44), torch.randn(200, 44)
+    packed = _native_linear.pack(weight)
+    expected = ops.linear(x, weight, packed=packed)
+    torch.testing.assert_close(expected, x @ weight.t(), atol=1e-4, rtol=1e-5)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(ops.linear(x, weight, packed=packed), expected)
+    finally:
+        torch.set_num_threads(before)
+    wide = torch.randn(20, 88)
+    torch.testing.assert_close(
+        ops.linear(wide[:, 1::2], weight, packed=packed),
+        wide[:, 1::2] @ weight.t(),
+        atol=1e-4,
+        rtol=1e-5,
+    )
+    transposed = torch.randn(44, 7).t()
+    torch.testing.assert_close(
+        ops.linear(transposed, weight, packed=packed),
+        transposed @ weight.t(),
+        atol=1e-4,
+        rtol=1e-5,
+    )
+
+
+def test_nan_and_infinity_stay_in_their_row() -> None:
+    x, weight = torch.randn(5, 8), torch.randn(4, 8)
+    x[2, 3], x[4, 0] = torch.nan, torch.inf
+    output = ops.linear(x, weight, activation="gelu", packed=_native_linear.pack(weight))
+    assert output[2].isnan().all() and output[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "tanh"])
+def test_activations_over_their_whole_range(activation: str) -> None:
+    x = torch.linspace(-30, 30, 20001).unsqueeze(1)
+    packed = _native_linear.pack(torch.ones(1, 1))
+    found = ops.linear(x, torch.ones(1, 1), activation=activation, packed=packed)
+    exact = reference.linear(x.double(), torch.ones(1, 1).double(), activation=activation)
+    assert ((found - exact).abs() <= 2.5e-7 * x.abs().clamp(min=1.0)).all()
+
+
+def test_panels() -> None:
+    weight = torch.randn(45, 6)
+    panels = _native_linear.pack(weight)
+    assert panels.shape == (2, 6, 32)
+    assert torch.equal(panels.transpose(1, 2).reshape(64, 6)[:45], weight)
+    assert not panels.transpose(1, 2).reshape(64, 6)[45:].any()
