@@ -10,6 +10,7 @@ from torch import Tensor
 
 import ctxfast
 from ctxfast import nn, ops
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import BertInputs
@@ -21,6 +22,10 @@ from .accelerated import accelerated_bert, fine_tuning, text_vectors  # noqa: F4
 
 NAME = "ctxfast"
 DEVICES = ("cpu", "cuda")
+_BERT_DETAIL = {
+    "bfloat16": "computed in bfloat16, parameters in float32",
+    "int8": "products of 8-bit integers, sums and normalisation in float32, attention in bfloat16",
+}
 
 
 def version() -> str:
@@ -37,17 +42,23 @@ def _candidate(
 
 
 def bert(case: Case) -> Iterator[Candidate]:
-    """`ctxfast.bert.BertModel`: padded ids and mask in, padded last hidden state out."""
+    """`ctxfast.bert.BertModel` of float32 in every compute type: padded ids and mask in, last hidden state out."""
     for dtype in case.dtypes:
         yield _bert(case.inputs, dtype)
+    on_cpu = case.inputs.device.type == "cpu"
+    if on_cpu and "bfloat16" in case.dtypes and int8_unavailable_reason() is None:
+        yield _bert(case.inputs, "int8")
 
 
 def _bert(inputs: BertInputs, dtype: str) -> Candidate:
     from ctxfast.bert import BertModel
 
-    model = BertModel.from_pretrained(
-        inputs.directory, dtype=DTYPES[dtype], add_pooling_layer=False
-    ).to(inputs.device)
+    device = inputs.device
+    held = torch.float32 if device.type == "cpu" else DTYPES[dtype]
+    model = BertModel.from_pretrained(inputs.directory, dtype=held, add_pooling_layer=False)
+    model = model.to(device)
+    if device.type == "cpu" and dtype != "float32":
+        nn.set_precision(model, dtype)
 
     def run() -> list[Tensor]:
         return [
@@ -55,7 +66,8 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
             for batch in inputs.batches
         ]
 
-    return _candidate(dtype, run, inputs.valid)
+    detail = _BERT_DETAIL.get(dtype, "") if device.type == "cpu" else ""
+    return _candidate(dtype, run, inputs.valid, detail)
 
 
 def bert_pretraining(case: Case) -> Iterator[Candidate]:

@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "cpu/activation.h"
 #include "status.h"
 
 namespace ctxfast {
-
-enum Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kTanh = 3 };
 
 // Columns of a panel of the packed weight.
 constexpr int64_t kPanelColumns = 32;

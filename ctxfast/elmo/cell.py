@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
-from ctxfast.nn.packed_linear import PackedModule, _Fingerprint
+from ctxfast.nn.packed_copy import Fingerprint
+from ctxfast.nn.packed_linear import PackedModule
 from ctxfast.ops import _dispatch, _native, _native_lstm
 
 State = tuple[Tensor, Tensor]
@@ -34,11 +35,11 @@ class _PackedCell:
         with torch.inference_mode(False), torch.no_grad():
             weight_hr = sources[2] if len(sources) > 2 else None
             self.tensor = _native_lstm.pack(sources[0], sources[1], weight_hr, weight_dtype)
-            self.fingerprints = [_Fingerprint(source) for source in sources]
+            self.fingerprints = [Fingerprint(source) for source in sources]
 
     def fits(self, sources: list[Tensor], weight_dtype: torch.dtype | None) -> bool:
         return self.key == (_native.isa(), weight_dtype) and all(
-            map(_Fingerprint.matches, self.fingerprints, sources)
+            map(Fingerprint.matches, self.fingerprints, sources)
         )
 
     @property

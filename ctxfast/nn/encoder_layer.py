@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctxfast.nn.packed_linear import PackedCopy
+from ctxfast.nn.packed_copy import PackedCopy
 from ctxfast.ops._native_encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves
 
 __all__ = ["EncoderLayer", "EncoderRun", "encoder_layer_serves", "fuse_layer"]
@@ -51,7 +51,7 @@ def fuse_layer(
         return None
     inner, dtype = up.plain.shape[0], up.plain.dtype
     if not (
-        all(copy.in_panels for copy in (projection, output, up, down))
+        all(c.in_panels and c.compute == dtype for c in (projection, output, up, down))
         and projection.plain.shape == (3 * size, size)
         and output.plain.shape == (size, size)
         and up.plain.shape == (inner, size)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ctxfast import ops
-from ctxfast.nn.packed_linear import PackedModule, _Fingerprint
+from ctxfast.nn.packed_copy import Fingerprint
+from ctxfast.nn.packed_linear import PackedModule
 from ctxfast.ops import _dispatch, _native, _native_lstm
 
 State = tuple[Tensor, Tensor]
@@ -28,14 +29,14 @@ class _PackedLayers:
             self.tensors = [
                 _native_lstm.pack(ih, hh, hr, weight_dtype) for ih, hh, _, hr in weights
             ]
-            self.fingerprints = [_Fingerprint(x) for x in _matrices(weights)]
+            self.fingerprints = [Fingerprint(x) for x in _matrices(weights)]
 
     def fits(self, weights: list[Weights], weight_dtype: torch.dtype | None) -> bool:
         sources = _matrices(weights)
         return (
             self.key == (_native.isa(), weight_dtype)
             and len(sources) == len(self.fingerprints)
-            and all(map(_Fingerprint.matches, self.fingerprints, sources))
+            and all(map(Fingerprint.matches, self.fingerprints, sources))
         )
 
     @property

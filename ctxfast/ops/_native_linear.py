@@ -16,16 +16,16 @@ from ctxfast.ops._native import (
     unavailable_reason,
 )
 
-_ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/linear.h
-_PANEL = 32  # columns of a panel there
+_ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
+_PANEL = 32  # columns of a panel in csrc/cpu/linear.h
 
 
-def pack_refuses(weight: Tensor) -> str | None:
-    """Why weight [N, K] is not packed into panels, or None."""
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        return f"dtype {weight.dtype} is neither float32 nor bfloat16"
-    if weight.dtype == torch.bfloat16 and weight.shape[1] % 2:
-        return f"an odd input size of {weight.shape[1]} in bfloat16"
+def pack_refuses(dtype: torch.dtype, depth: int) -> str | None:
+    """Why weights [N, depth] of this dtype are not packed into panels, or None."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"dtype {dtype} is neither float32 nor bfloat16"
+    if dtype == torch.bfloat16 and depth % 2:
+        return f"an odd input size of {depth} in bfloat16"
     return unavailable_reason()
 
 
@@ -92,6 +92,39 @@ def linear(
         torch.get_num_threads(),
     )
     _check("linear", status)
+    return output
+
+
+def linear_int8(
+    input: Tensor,
+    panels: Tensor,
+    scales: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[..., N]; arguments of the registered operator, nothing empty."""
+    rows, stride = _rows(input.reshape(-1, input.shape[-1]))
+    output = torch.empty((*input.shape[:-1], scales.shape[0]), dtype=dtype)
+    panels, scales, sums = panels.contiguous(), scales.contiguous(), sums.contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    status = _module().linear_int8(
+        _DTYPES[input.dtype],
+        _DTYPES[dtype],
+        rows.data_ptr(),
+        stride,
+        panels.data_ptr(),
+        scales.data_ptr(),
+        sums.data_ptr(),
+        _address(bias),
+        output.data_ptr(),
+        *rows.shape,
+        scales.shape[0],
+        _ACTIVATIONS[activation],
+        torch.get_num_threads(),
+    )
+    _check("linear_int8", status)
     return output
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.bert import BertConfig, BertForSequenceClassification, BertModel
-from ctxfast.nn import set_packing
+from ctxfast.nn import set_packing, set_precision
 from ctxfast.ops import _dispatch, _native
 from ctxfast.ops._native_encoder_layer import EncoderRun
 
@@ -150,6 +150,18 @@ def test_who_else_gets_the_parts(calls: list[Tensor]) -> None:
         bert.double()
         bert(*inputs)
     assert len(calls) == 3
+
+
+def test_layers_of_mixed_precision_run_by_their_parts(calls: list[Tensor]) -> None:
+    bert = model()
+    inputs = batch(9, 4)
+    with torch.no_grad():
+        exact = bert(*inputs).last_hidden_state
+        assert len(calls) == 3
+        set_precision(bert.encoder.layer[1].attention.self, "bfloat16")
+        mixed = bert(*inputs).last_hidden_state
+        assert len(calls) == 3
+    assert 0 < (mixed - exact).abs().max() < 0.2
 
 
 def test_written_weights_are_seen(calls: list[Tensor]) -> None:

@@ -114,9 +114,9 @@ def test_activations_over_their_whole_range(activation: str) -> None:
 
 
 def test_what_is_not_packed() -> None:
-    assert "odd input size of 5" in _native_linear.pack_refuses(torch.ones(4, 5).bfloat16())
-    assert "float16" in _native_linear.pack_refuses(torch.ones(4, 6).half())
-    assert _native_linear.pack_refuses(torch.ones(4, 6).bfloat16()) is None
+    assert "odd input size of 5" in _native_linear.pack_refuses(torch.bfloat16, 5)
+    assert "float16" in _native_linear.pack_refuses(torch.float16, 6)
+    assert _native_linear.pack_refuses(torch.bfloat16, 6) is None
 
 
 def test_panels_of_pairs() -> None:
