@@ -3,8 +3,8 @@
 Libraries for matrix products reorder a weight into their own blocked layout on every call, unless they are given it
 reordered. There is one copy, in the form that the compute type asks for (`packed_copy`): that of csrc, which serves any
 number of rows, or, for what csrc does not take, that of oneDNN. The copy belongs to a module, never to a global table,
-and serves only calls without gradients in evaluation mode. It is dropped by `set_precision`, `.train()`, `.to()` and its
-relatives, `load_state_dict`, deepcopy and pickling, and by every forward that records gradients, because fused
+and serves only calls without gradients in evaluation mode. It is dropped by `set_precision`, `.train()`, `.to()` and
+its relatives, `load_state_dict`, deepcopy and pickling, and by every forward that records gradients, because fused
 optimisers change a weight without raising its version. It is rebuilt when the parameter object, its address, shape,
 dtype, version or one of a few sampled values differ. What escapes all that, a write to single elements through NumPy or
 `.data`, needs `refresh(model)`.
