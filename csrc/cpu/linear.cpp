@@ -125,8 +125,10 @@ CTXFAST_INLINE void multiply_rows(int rows, const T* a, int64_t lda,
   multiply<T, kRows, Tile::kColumns, kPrefetch>(a, lda, b, next_panel, words, sums, ldc, first);
 }
 
-template <Activation kActivation>
+// For a result of type T.
+template <typename T, Activation kActivation>
 CTXFAST_INLINE Vec<float> activate(Vec<float> x) {
+  if constexpr (kActivation == kGelu && sizeof(T) == 2) return gelu_narrow(x);
   if constexpr (kActivation == kGelu) return gelu(x);
   if constexpr (kActivation == kGeluTanh) return gelu_tanh(x);
   if constexpr (kActivation == kTanh) return tanh(x);
@@ -145,7 +147,7 @@ void finish(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row,
     for (int64_t i = 0; i < columns; i += kWidth) {
       Vec<float> y = load(sums + r * ldc + i);
       if (args.bias != nullptr) y += load_n(bias + i, columns - i);
-      y = activate<kActivation>(y);
+      y = activate<T, kActivation>(y);
       if (args.residual != nullptr) y += load_n(residual + i, columns - i);
       store_n(output + i, y, columns - i);
     }

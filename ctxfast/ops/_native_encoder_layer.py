@@ -68,9 +68,9 @@ class EncoderLayer(NamedTuple):
         eps2: float,
         scale: float,
     ) -> EncoderLayer:
-        """tensors: contiguous, of one dtype, float32 or bfloat16. Panels of `_native_linear.pack` and bias of query, key
-        and value stacked, of the attention output, and of the two layers of the feed-forward block of `inner` units;
-        weight and bias of the norm behind the attention, and of that behind the feed-forward block
+        """tensors: contiguous, of one dtype, float32 or bfloat16. Panels of `_native_linear.pack` and bias of query,
+        key and value stacked, of the attention output, and of the two layers of the feed-forward block of `inner`
+        units; weight and bias of the norm behind the attention, and of that behind the feed-forward block
         """
         dtype = next(_DTYPES[tensor.dtype] for tensor in tensors if tensor is not None)
         shape = (dtype, size, inner, heads, _ACTIVATIONS[activation], eps1, eps2, scale)
