@@ -17,7 +17,12 @@ from ..workloads.bert import BertInputs
 from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
-from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
+from ..workloads.operators import (
+    AttentionInputs,
+    LayerNormInputs,
+    LinearInputs,
+    forward_and_backward,
+)
 from .accelerated import accelerated_bert, fine_tuning, text_vectors  # noqa: F401
 
 NAME = "ctxfast"
@@ -110,34 +115,49 @@ def attention(case: Case) -> Iterator[Candidate]:
         yield _attention(inputs, dtype) if uniform else _attention_varlen(inputs, dtype)
 
 
+def attention_training(case: Case) -> Iterator[Candidate]:
+    """Forward and backward of the same."""
+    yield from attention(case)
+
+
 def _attention(inputs: AttentionInputs, dtype: str) -> Candidate:
     grid = (len(inputs.lengths), inputs.lengths[0])
-    q, k, v = (
-        x.unflatten(0, grid).transpose(1, 2)  # [B, H, S, D]
-        for x in (inputs.query, inputs.key, inputs.value)
+
+    def padded(x: Tensor) -> Tensor:
+        return x.unflatten(0, grid).transpose(1, 2)  # [B, H, S, D]
+
+    def packed(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(0, 1)
+
+    arguments = [padded(x) for x in (inputs.query, inputs.key, inputs.value)]
+    if inputs.grad is None:
+        return _candidate(dtype, lambda: ops.attention(*arguments), packed)
+    run = forward_and_backward(
+        lambda *leaves: ops.attention(*leaves), arguments, padded(inputs.grad)
     )
-    return _candidate(
-        dtype,
-        run=lambda: ops.attention(q, k, v),
-        result=lambda output: output.transpose(1, 2).flatten(0, 1),
-    )
+    return _candidate(dtype, run, lambda outputs: torch.cat([packed(x) for x in outputs]))
 
 
 def _attention_varlen(inputs: AttentionInputs, dtype: str) -> Candidate:
-    offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(inputs.query.device, torch.int32)
+    with torch.inference_mode(False):
+        offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(inputs.query.device, torch.int32)
     longest = max(inputs.lengths)
-    return _candidate(
-        dtype,
-        run=lambda: ops.attention_varlen(
-            inputs.query,
-            inputs.key,
-            inputs.value,
+    arguments = (inputs.query, inputs.key, inputs.value)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return ops.attention_varlen(
+            query,
+            key,
+            value,
             cu_seqlens_q=offsets,
             cu_seqlens_k=offsets,
             max_seqlen_q=longest,
             max_seqlen_k=longest,
-        ),
-    )
+        )
+
+    if inputs.grad is None:
+        return _candidate(dtype, lambda: attend(*arguments))
+    return _candidate(dtype, forward_and_backward(attend, arguments, inputs.grad), torch.cat)
 
 
 def linear(case: Case) -> Iterator[Candidate]:
