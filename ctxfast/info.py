@@ -192,5 +192,8 @@ def _sample_calls(device: str) -> dict[str, Callable[[], Any]]:
         "embed_layer_norm": lambda: ops.embed_layer_norm(
             ids, torch.zeros_like(ids), ids, table, table, table, vector, vector, 1e-12
         ),
+        "linear_int8": lambda: ops.linear_int8(
+            rows, ops.quantize_weight(square), vector
+        ).requires_grad_(),
         "linear_cross_entropy": lambda: ops.linear_cross_entropy(rows, table, None, ids),
     }
