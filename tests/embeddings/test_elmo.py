@@ -38,7 +38,7 @@ def check(found, folder, choose, **arguments):
         torch.cat([choose(x) for x in models.word_layers(folder, lines, dtype, **arguments)])
         for dtype in (torch.float32, torch.float64)
     )
-    assert_matches(torch.from_numpy(np.asarray(found)), eager, exact)
+    assert_matches(torch.from_numpy(np.array(found)), eager, exact)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz", ".safetensors"])
