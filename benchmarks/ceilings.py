@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,11 @@ def measure(device: torch.device = CPU, *, quick: bool = False) -> Ceilings:
                         for shape in SHAPES
                     )
             gemm[name] = rates
+        if on_cpu and int8_available():
+            by_rows = {
+                rows: _int8_rate(rows, seconds) for rows in (counts[:2] if quick else counts)
+            }
+            gemm["int8"] = {"oneDNN": by_rows}
         bandwidth = {mib: _read_rate(mib, seconds, device) for mib in (sets[:2] if quick else sets)}
     return Ceilings(gemm, bandwidth)
 
@@ -160,6 +166,26 @@ def _gemm_rate(
     else:
         best = _best_time(lambda: F.linear(x, weight, bias), seconds, device)
     return 2.0 * rows * shape[0] * shape[1] / best / 1e9
+
+
+def int8_available() -> bool:
+    """Whether oneDNN's products of 8-bit integers are exact and fast here."""
+    vnni = getattr(torch.cpu, "_is_vnni_supported", None)
+    return vnni is not None and vnni() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def _int8_rate(rows: int, seconds: float) -> float:
+    """10^9 operations a second of unsigned by signed bytes, sums scaled to float32, weight packed once."""
+    rates = []
+    for n, k in SHAPES:
+        x = torch.randint(256, (rows, k), dtype=torch.uint8)
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(weight, [rows, k])
+        scales, zeros = torch.ones(n), torch.zeros(n, dtype=torch.int32)
+        quantised = (x, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32)
+        run = partial(torch.ops.onednn.qlinear_pointwise, *quantised, "none", [], "")
+        rates.append(2.0 * rows * n * k / _best_time(run, seconds / len(SHAPES), CPU) / 1e9)
+    return max(rates)
 
 
 def _read_rate(mib: int, seconds: float, device: torch.device) -> float:

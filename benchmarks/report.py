@@ -121,6 +121,24 @@ def _over_fastest(case: CaseResult, own: Result) -> str | None:
     return f"{text}, the fastest peer of this type{others}"
 
 
+def beyond_unpadding(case: CaseResult) -> list[str]:
+    """Gains over SDPA on the padded batch, and what of them the scores saved by unpadding do not explain."""
+    saved = case.facts.get("scores_saved")
+    lines = []
+    for own in case.own():
+        padded = case.find("SDPA", own.dtype)
+        if not isinstance(saved, float) or own.seconds is None or padded is None:
+            continue
+        gain = padded.speedup.get(own.dtype)
+        if gain is not None:
+            limit = f", {own.of_limit:.0%} of the limit" if own.of_limit is not None else ""
+            lines.append(
+                f"ctxfast {short(own.dtype)}: {gain.value:.2f}x over padded SDPA / {saved:.2f}x fewer scores "
+                f"= {gain.value / saved:.2f}x per score{limit}"
+            )
+    return lines
+
+
 def _spread(result: Result) -> str:
     """8.59 ms (7.57-9.83): median, p20 and p80 in one unit."""
     assert result.seconds is not None
@@ -193,6 +211,7 @@ def terminal(case: CaseResult) -> str:
         if result.implementations:
             lines.append(f"{result.key} ran {implementations(result)}")
     lines += filter(None, [headline(case)])
+    lines += beyond_unpadding(case)
     memory = [r for r in case.results if r.memory]
     if memory:
         rows = [["memory", "type", "peak", "held"]]

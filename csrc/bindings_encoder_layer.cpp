@@ -7,11 +7,12 @@ namespace ctxfast {
 namespace {
 
 // weights: (panels, bias) of the four linears, (weight, bias) of the two norms;
-// shape: (hidden, intermediate, heads, activation, eps of the first norm, eps of the second, scale)
+// shape: (dtype, hidden, intermediate, heads, activation, eps of the first norm, eps of the second,
+// scale)
 EncoderLayerArgs read(const py::tuple& weights, const py::tuple& shape) {
   EncoderLayerArgs args = {};
   size_t k = 0;
-  const auto next = [&] { return address<const float>(weights[k++].cast<uintptr_t>()); };
+  const auto next = [&] { return address(weights[k++].cast<uintptr_t>()); };
   for (EncoderLinear& linear : args.linears) {
     linear.panels = next();
     linear.bias = next();
@@ -20,13 +21,14 @@ EncoderLayerArgs read(const py::tuple& weights, const py::tuple& shape) {
     norm.weight = next();
     norm.bias = next();
   }
-  args.hidden = shape[0].cast<int64_t>();
-  args.intermediate = shape[1].cast<int64_t>();
-  args.heads = shape[2].cast<int64_t>();
-  args.activation = Activation(shape[3].cast<int>());
-  args.norms[0].eps = shape[4].cast<double>();
-  args.norms[1].eps = shape[5].cast<double>();
-  args.scale = shape[6].cast<double>();
+  args.dtype = Dtype(shape[0].cast<int>());
+  args.hidden = shape[1].cast<int64_t>();
+  args.intermediate = shape[2].cast<int64_t>();
+  args.heads = shape[3].cast<int64_t>();
+  args.activation = Activation(shape[4].cast<int>());
+  args.norms[0].eps = shape[5].cast<double>();
+  args.norms[1].eps = shape[6].cast<double>();
+  args.scale = shape[7].cast<double>();
   return args;
 }
 
@@ -34,10 +36,10 @@ py::object run(const py::tuple& weights, const py::tuple& shape, uintptr_t input
                uintptr_t cu_seqlens, uintptr_t workspace, uintptr_t output, int64_t rows,
                int64_t batch, int64_t max_seqlen, int threads) {
   EncoderLayerArgs args = read(weights, shape);
-  args.input = address<const float>(input);
+  args.input = address(input);
   args.cu_seqlens = address<const int32_t>(cu_seqlens);
-  args.workspace = address<float>(workspace);
-  args.output = address<float>(output);
+  args.workspace = address(workspace);
+  args.output = address(output);
   args.rows = rows;
   args.batch = batch;
   args.max_seqlen = max_seqlen;
@@ -50,8 +52,9 @@ py::object run(const py::tuple& weights, const py::tuple& shape, uintptr_t input
   return to_python(status);
 }
 
-int64_t workspace(int64_t rows, int64_t hidden, int64_t intermediate, int64_t heads) {
+int64_t workspace(int64_t rows, int dtype, int64_t hidden, int64_t intermediate, int64_t heads) {
   EncoderLayerArgs args = {};
+  args.dtype = Dtype(dtype);
   args.rows = rows;
   args.hidden = hidden;
   args.intermediate = intermediate;

@@ -24,20 +24,13 @@ py::object cross_entropy(int dtype, uintptr_t logits, uintptr_t labels, uintptr_
   return to_python(status);
 }
 
-py::object linear(uintptr_t input, int64_t input_stride, uintptr_t panels, uintptr_t bias,
-                  uintptr_t residual, int64_t residual_stride, uintptr_t output, int64_t rows,
-                  int64_t depth, int64_t columns, int activation, int threads) {
-  const LinearArgs args = {address<const float>(input),
-                           input_stride,
-                           address<const float>(panels),
-                           address<const float>(bias),
-                           address<const float>(residual),
-                           residual_stride,
-                           address<float>(output),
-                           rows,
-                           depth,
-                           columns,
-                           Activation(activation),
+py::object linear(int dtype, uintptr_t input, int64_t input_stride, uintptr_t panels,
+                  uintptr_t bias, uintptr_t residual, int64_t residual_stride, uintptr_t output,
+                  int64_t rows, int64_t depth, int64_t columns, int activation, int threads) {
+  const LinearArgs args = {Dtype(dtype),    address(input),  input_stride,
+                           address(panels), address(bias),   address(residual),
+                           residual_stride, address(output), rows,
+                           depth,           columns,         Activation(activation),
                            threads};
   Status status;
   {
@@ -47,11 +40,38 @@ py::object linear(uintptr_t input, int64_t input_stride, uintptr_t panels, uintp
   return to_python(status);
 }
 
+py::object linear_int8(int input_dtype, int output_dtype, uintptr_t input, int64_t input_stride,
+                       uintptr_t panels, uintptr_t scales, uintptr_t sums, uintptr_t bias,
+                       uintptr_t output, int64_t rows, int64_t depth, int64_t columns,
+                       int activation, int threads) {
+  const LinearInt8Args args = {Dtype(input_dtype),
+                               Dtype(output_dtype),
+                               address(input),
+                               input_stride,
+                               address<const int8_t>(panels),
+                               address<const float>(scales),
+                               address<const float>(sums),
+                               address<const float>(bias),
+                               address(output),
+                               rows,
+                               depth,
+                               columns,
+                               Activation(activation),
+                               threads};
+  Status status;
+  {
+    py::gil_scoped_release released;
+    status = kernels().linear_int8(args);
+  }
+  return to_python(status);
+}
+
 }  // namespace
 
 void bind_linear(py::module_& m) {
   m.def("cross_entropy", &cross_entropy);
   m.def("linear", &linear);
+  m.def("linear_int8", &linear_int8);
 }
 
 }  // namespace ctxfast

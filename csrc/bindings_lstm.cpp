@@ -16,9 +16,10 @@ LstmSizes read_sizes(const py::tuple& numbers, double cell_clip, double proj_cli
   sizes.dtype = Dtype(number(numbers, 0));
   sizes.batch = number(numbers, 1);
   sizes.steps = number(numbers, 2);
-  sizes.hidden = number(numbers, 3);
-  sizes.features = number(numbers, 4);
-  sizes.projected = number(numbers, 5) != 0;
+  sizes.inputs = number(numbers, 3);
+  sizes.hidden = number(numbers, 4);
+  sizes.features = number(numbers, 5);
+  sizes.projected = number(numbers, 6) != 0;
   sizes.cell_clip = cell_clip;
   sizes.proj_clip = proj_clip;
   sizes.lengths = address<const int64_t>(lengths);
@@ -35,15 +36,17 @@ LstmPackedHeader expected_header(LstmPackArgs args) {
 }
 
 // Bytes of the packed weights, which are written where `packed` is not 0.
-py::object lstm_pack(int dtype, int weight, bool backward, int64_t hidden, int64_t features,
-                     bool projected, uintptr_t weight_hh, uintptr_t weight_hr, uintptr_t packed,
-                     int threads) {
+py::object lstm_pack(int dtype, int weight, bool backward, int64_t inputs, int64_t hidden,
+                     int64_t features, bool projected, uintptr_t weight_ih, uintptr_t weight_hh,
+                     uintptr_t weight_hr, uintptr_t packed, int threads) {
   LstmPackedHeader header = {};
   const LstmPackArgs args = {Dtype(dtype),
                              WeightType(weight),
                              backward,
+                             inputs,
                              hidden,
                              features,
+                             address(weight_ih),
                              address(weight_hh),
                              address(weight_hr),
                              projected,
@@ -60,11 +63,12 @@ py::object lstm_pack(int dtype, int weight, bool backward, int64_t hidden, int64
 }
 
 // Whether `bytes` bytes at `packed` were made by lstm_pack for such a forward call.
-bool lstm_packed_fits(uintptr_t packed, int64_t bytes, int dtype, int weight, int64_t hidden,
-                      int64_t features, bool projected) {
+bool lstm_packed_fits(uintptr_t packed, int64_t bytes, int dtype, int weight, int64_t inputs,
+                      int64_t hidden, int64_t features, bool projected) {
   LstmPackArgs args = {};
   args.dtype = Dtype(dtype);
   args.weight = WeightType(weight);
+  args.inputs = inputs;
   args.hidden = hidden;
   args.features = features;
   args.projected = projected;
@@ -81,22 +85,23 @@ py::object lstm_forward(const py::tuple& numbers, double cell_clip, double proj_
   for (int k = 0; k < args.count; ++k) {
     const py::tuple items = directions[k];
     LstmForwardDirection& way = args.directions[k];
-    way.gates = pointer(items, 0);
-    way.packed = pointer(items, 1);
-    way.h0 = pointer(items, 2);
-    way.c0 = pointer(items, 3);
-    way.mask = pointer(items, 4);
-    way.output = pointer(items, 5);
-    way.h = pointer(items, 6);
-    way.c = pointer(items, 7);
-    way.kept_gates = pointer(items, 8);
-    way.kept_cells = pointer(items, 9);
-    way.kept_projected = pointer(items, 10);
+    way.input = pointer(items, 0);
+    way.bias = pointer(items, 1);
+    way.packed = pointer(items, 2);
+    way.h0 = pointer(items, 3);
+    way.c0 = pointer(items, 4);
+    way.mask = pointer(items, 5);
+    way.output = pointer(items, 6);
+    way.h = pointer(items, 7);
+    way.c = pointer(items, 8);
+    way.kept_gates = pointer(items, 9);
+    way.kept_cells = pointer(items, 10);
+    way.kept_projected = pointer(items, 11);
     for (int s = 0; s < 2; ++s) {
-      way.gates_stride[s] = number(items, 11 + s);
-      way.output_stride[s] = number(items, 13 + s);
+      way.input_stride[s] = number(items, 12 + s);
+      way.output_stride[s] = number(items, 14 + s);
     }
-    way.reverse = number(items, 15) != 0;
+    way.reverse = number(items, 16) != 0;
   }
   Status status;
   {
@@ -125,10 +130,11 @@ py::object lstm_backward(const py::tuple& numbers, double cell_clip, double proj
     way.kept_projected = pointer(items, 8);
     way.dgates = pointer(items, 9);
     way.dprojected = pointer(items, 10);
-    way.dh0 = pointer(items, 11);
-    way.dc0 = pointer(items, 12);
-    for (int s = 0; s < 2; ++s) way.grad_output_stride[s] = number(items, 13 + s);
-    way.reverse = number(items, 15) != 0;
+    way.full = pointer(items, 11);
+    way.dh0 = pointer(items, 12);
+    way.dc0 = pointer(items, 13);
+    for (int s = 0; s < 2; ++s) way.grad_output_stride[s] = number(items, 14 + s);
+    way.reverse = number(items, 16) != 0;
   }
   Status status;
   {

@@ -5,21 +5,22 @@
 namespace ctxfast {
 namespace {
 
-py::object matrix_product(std::tuple<uintptr_t, int64_t, int64_t> a,
+py::object matrix_product(int dtype, std::tuple<uintptr_t, int64_t, int64_t> a,
                           std::tuple<uintptr_t, int64_t, int64_t> b, uintptr_t bias, uintptr_t c,
                           uintptr_t row_sums, int64_t rows, int64_t columns, int64_t depth,
                           int threads) {
   const auto [a_address, a_row, a_depth] = a;
   const auto [b_address, b_depth, b_column] = b;
-  const MatrixProductArgs args = {address<const float>(a_address),
+  const MatrixProductArgs args = {Dtype(dtype),
+                                  address(a_address),
                                   a_row,
                                   a_depth,
-                                  address<const float>(b_address),
+                                  address(b_address),
                                   b_depth,
                                   b_column,
-                                  address<const float>(bias),
-                                  address<float>(c),
-                                  address<float>(row_sums),
+                                  address(bias),
+                                  address(c),
+                                  address(row_sums),
                                   rows,
                                   columns,
                                   depth,

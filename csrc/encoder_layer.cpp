@@ -9,25 +9,28 @@
 namespace ctxfast {
 namespace {
 
-// Parts of the workspace, in floats. `wide` holds the projections, then the inner activations.
+int64_t element_size(Dtype dtype) { return dtype == kBfloat16 ? 2 : 4; }
+
+// Parts of the workspace. `wide` holds the projections, then the inner activations.
 struct Workspace {
-  float *wide, *context, *attended, *lse;
-  int64_t size;
+  char *lse, *wide, *context, *attended;
+  int64_t bytes;
 
   explicit Workspace(const EncoderLayerArgs& args) {
-    const int64_t inner = std::max(3 * args.hidden, args.intermediate) * args.rows;
-    const int64_t state = args.hidden * args.rows;
-    wide = args.workspace;
-    context = wide + inner;
+    const int64_t element = element_size(args.dtype);
+    const int64_t state = args.hidden * args.rows * element;
+    lse = static_cast<char*>(args.workspace);
+    wide = lse + args.heads * args.rows * int64_t(sizeof(float));
+    context = wide + std::max(3 * args.hidden, args.intermediate) * args.rows * element;
     attended = context + state;
-    lse = attended + state;
-    size = inner + 2 * state + args.heads * args.rows;
+    bytes = attended + state - lse;
   }
 };
 
-void linear(const EncoderLayerArgs& args, int which, const float* input, int64_t depth,
-            float* output, int64_t columns, Activation activation) {
+void linear(const EncoderLayerArgs& args, int which, const void* input, int64_t depth, void* output,
+            int64_t columns, Activation activation) {
   LinearArgs call = {};
+  call.dtype = args.dtype;
   call.input = input;
   call.input_stride = depth;
   call.panels = args.linears[which].panels;
@@ -45,10 +48,11 @@ Status attention(const EncoderLayerArgs& args, const Workspace& work) {
   const int64_t hidden = args.hidden, head_dim = hidden / args.heads;
   AttentionForwardArgs call = {};
   AttentionArgs& common = call.common;
-  common.dtype = kFloat32;
+  const int64_t state = hidden * element_size(args.dtype);
+  common.dtype = args.dtype;
   common.query = work.wide;
-  common.key = work.wide + hidden;
-  common.value = work.wide + 2 * hidden;
+  common.key = work.wide + state;
+  common.value = work.wide + 2 * state;
   for (int64_t* stride : {common.query_stride, common.key_stride, common.value_stride}) {
     stride[1] = head_dim;
     stride[2] = 3 * hidden;
@@ -65,15 +69,15 @@ Status attention(const EncoderLayerArgs& args, const Workspace& work) {
   call.output = work.context;
   call.output_stride[1] = head_dim;
   call.output_stride[2] = hidden;
-  call.lse = work.lse;
+  call.lse = reinterpret_cast<float*>(work.lse);
   call.lse_stride[1] = args.rows;
   return kernels().attention_forward(call);
 }
 
-Status add_layer_norm(const EncoderLayerArgs& args, const EncoderNorm& norm, const float* input,
-                      const float* residual, float* output) {
+Status add_layer_norm(const EncoderLayerArgs& args, const EncoderNorm& norm, const void* input,
+                      const void* residual, void* output) {
   AddLayerNormArgs call = {};
-  call.dtype = call.parameter_dtype = kFloat32;
+  call.dtype = call.parameter_dtype = args.dtype;
   call.input = input;
   call.residual = residual;
   call.weight = norm.weight;
@@ -89,7 +93,7 @@ Status add_layer_norm(const EncoderLayerArgs& args, const EncoderNorm& norm, con
 }  // namespace
 
 int64_t encoder_layer_workspace(const EncoderLayerArgs& args) noexcept {
-  return Workspace(args).size;
+  return Workspace(args).bytes;
 }
 
 Status encoder_layer(const EncoderLayerArgs& args) noexcept {

@@ -1,8 +1,10 @@
 #include "scratch.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
@@ -11,6 +13,8 @@ namespace {
 
 // Blocks up to this size are kept for the next call; a larger one lives until the next request.
 constexpr size_t kKeptBytes = size_t{64} << 20;
+
+constexpr size_t kLargePage = size_t{2} << 20;
 
 std::atomic<bool> poison{false};
 std::atomic<bool> used_threads{false};
@@ -32,6 +36,18 @@ const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
 
 }  // namespace
 
+void advise_large_pages(void* memory, size_t bytes) noexcept {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = (address + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t last = (address + bytes) / kLargePage * kLargePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  static_cast<void>(memory);
+  static_cast<void>(bytes);
+#endif
+}
+
 void* thread_scratch(size_t bytes, ScratchKind kind) noexcept {
   Block& block = blocks[kind];
   const size_t wanted = (bytes + 4095) / 4096 * 4096;
@@ -41,6 +57,7 @@ void* thread_scratch(size_t bytes, ScratchKind kind) noexcept {
     block.memory = std::aligned_alloc(4096, wanted);
     if (block.memory == nullptr) return nullptr;
     block.bytes = wanted;
+    advise_large_pages(block.memory, wanted);
   }
   if (poison.load(std::memory_order_relaxed)) std::memset(block.memory, 0xff, block.bytes);
   return block.memory;

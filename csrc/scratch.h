@@ -13,6 +13,10 @@ enum ScratchKind { kKernelScratch, kPlanScratch, kScratchKinds };
 // it gets. Contents are arbitrary.
 void* thread_scratch(size_t bytes, ScratchKind kind = kKernelScratch) noexcept;
 
+// Asks for large pages where the system gives them on request: fresh memory then costs a third, and
+// long streams fewer look-ups. Changes no contents.
+void advise_large_pages(void* memory, size_t bytes) noexcept;
+
 // From now on fills every block that is handed out with 0xff bytes (NaN in every floating type):
 // for tests.
 void set_poison_scratch(bool enabled) noexcept;

@@ -20,7 +20,7 @@ class Explanation:
     reasons:      (operator, implementation) -> why that implementation was passed over
     packed_bytes: memory of the packed weight copies that the model's modules hold
     padding:      share of padding in the model's last call, None where it has not run
-    notes:        what accelerated models say of their layers: fused, or why not
+    notes:        what accelerated models say of their layers: fused, or why not; and compute types that were set
     """
 
     calls: dict[tuple[str, str], int]
@@ -72,7 +72,11 @@ def explain(target: Any, *args: Any, **kwargs: Any) -> Explanation:
     packed = sum(getattr(part, "packed_bytes", 0) for part in named.values())
     shares = (getattr(part, "last_padding", None) for part in named.values())
     padding = next((share for share in shares if isinstance(share, float)), None)
-    notes: list[str] = []
+    precisions = Counter(
+        getattr(part, "precision", None) for part in named.values() if isinstance(part, nn.Linear)
+    )
+    del precisions[None]
+    notes = [f"inference in {name}: {n} linear layers" for name, n in sorted(precisions.items())]
     for name, part in named.items():
         describe = getattr(type(part), "ctxfast_notes", None)
         notes += [] if describe is None else describe(part, name)

@@ -87,7 +87,9 @@ def survey_operators(device: str) -> dict[str, dict[str, str | None]]:
         with _dispatch.survey() as found, torch.random.fork_rng(), torch.enable_grad():
             for name, call in _sample_calls(device).items():
                 try:
-                    call().sum().backward()
+                    (
+                        2 * call().sum()
+                    ).backward()  # a gradient that is not 1 is a product of its own
                 except Exception as error:  # one broken operator must not hide the others
                     failed[name] = {"error": f"{type(error).__name__}: {error}"}
     finally:
@@ -192,5 +194,8 @@ def _sample_calls(device: str) -> dict[str, Callable[[], Any]]:
         "embed_layer_norm": lambda: ops.embed_layer_norm(
             ids, torch.zeros_like(ids), ids, table, table, table, vector, vector, 1e-12
         ),
+        "linear_int8": lambda: ops.linear_int8(
+            rows, ops.quantize_weight(square), vector
+        ).requires_grad_(),
         "linear_cross_entropy": lambda: ops.linear_cross_entropy(rows, table, None, ids),
     }

@@ -70,3 +70,18 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder} (set CTXFAST_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(params=["bfloat16", "int8"])
+def precision(request: pytest.FixtureRequest) -> str:
+    """A compute type that `ctxfast.nn.set_precision` can set here."""
+    from ctxfast.ops import _onednn
+    from ctxfast.ops.linear_int8 import int8_unavailable_reason
+
+    if request.param == "int8" and int8_unavailable_reason() is not None:
+        pytest.skip(str(int8_unavailable_reason()))
+    row = torch.ones(1, 1, dtype=torch.bfloat16)
+    reason = _onednn.linear_refuses(row, row, None, "none", None, None)
+    if request.param == "bfloat16" and reason is not None:
+        pytest.skip(reason)
+    return request.param

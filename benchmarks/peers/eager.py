@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -16,7 +16,12 @@ from ..workloads.bert import Batch, BertInputs
 from ..workloads.bert_pretraining import PretrainingInputs, plain_step
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
-from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
+from ..workloads.operators import (
+    AttentionInputs,
+    LayerNormInputs,
+    LinearInputs,
+    forward_and_backward,
+)
 
 NAME = "eager"
 DEVICES = ("cpu", "cuda")
@@ -113,6 +118,21 @@ def attention(case: Case) -> Iterator[Candidate]:
         )
 
 
+def attention_training(case: Case) -> Iterator[Candidate]:
+    """Forward and backward of the same. In bfloat16 for its error alone: it is slow."""
+    for dtype in case.dtypes:
+        padded = PaddedAttention(case.inputs.to(DTYPES[dtype]))
+        yield Candidate(
+            peer=NAME,
+            label="eager",
+            dtype=dtype,
+            run=padded.training(padded.softmax_of),
+            result=padded.valid_all,
+            layout="padded",
+            timed=dtype == "float32",
+        )
+
+
 def linear(case: Case) -> Iterator[Candidate]:
     for dtype in case.dtypes:
         inputs: LinearInputs = case.inputs.to(DTYPES[dtype])
@@ -173,9 +193,8 @@ class PaddedAttention:
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         self.mask = mask.to(inputs.query.device)  # [B, S]
         self.dense = bool(self.mask.all())
-        self.query, self.key, self.value = (
-            self._pad(x) for x in (inputs.query, inputs.key, inputs.value)
-        )
+        self.inputs = tuple(self._pad(x) for x in (inputs.query, inputs.key, inputs.value))
+        self.grad = None if inputs.grad is None else self._pad(inputs.grad)
 
     def _pad(self, x: Tensor) -> Tensor:
         grid = x.new_zeros(*self.mask.shape, *x.shape[1:])
@@ -184,18 +203,31 @@ class PaddedAttention:
 
     def softmax(self) -> Tensor:
         """[B, H, S, D] by explicit scores."""
-        scores = self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5
+        return self.softmax_of(*self.inputs)
+
+    def softmax_of(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if not self.dense:
             scores = scores.masked_fill(~self.mask[:, None, None, :], -torch.inf)
-        return torch.softmax(scores, -1) @ self.value
+        return torch.softmax(scores, -1) @ value
 
     def sdpa(self) -> Tensor:
         """[B, H, S, D] by torch's scaled_dot_product_attention."""
+        return self.sdpa_of(*self.inputs)
+
+    def sdpa_of(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mask = None if self.dense else self.mask[:, None, None, :]
-        return torch.nn.functional.scaled_dot_product_attention(
-            self.query, self.key, self.value, attn_mask=mask
-        )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    def training(self, function: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
+        """Forward and backward of one of the above; padded rows have no gradient from outside."""
+        assert self.grad is not None
+        return forward_and_backward(function, self.inputs, self.grad)
 
     def valid(self, output: Tensor) -> Tensor:
         """[T, H, D] of the valid tokens."""
         return output.transpose(1, 2)[self.mask]
+
+    def valid_all(self, outputs: list[Tensor]) -> Tensor:
+        """[4T, H, D]: of the output and the three gradients."""
+        return torch.cat([self.valid(output) for output in outputs])

@@ -10,17 +10,27 @@ from torch import Tensor
 
 import ctxfast
 from ctxfast import nn, ops
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 from ..case import DTYPES, Candidate, Case
 from ..workloads.bert import BertInputs
 from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
-from ..workloads.operators import AttentionInputs, LayerNormInputs, LinearInputs
+from ..workloads.operators import (
+    AttentionInputs,
+    LayerNormInputs,
+    LinearInputs,
+    forward_and_backward,
+)
 from .accelerated import accelerated_bert, fine_tuning, text_vectors  # noqa: F401
 
 NAME = "ctxfast"
 DEVICES = ("cpu", "cuda")
+_BERT_DETAIL = {
+    "bfloat16": "computed in bfloat16, parameters in float32",
+    "int8": "products of 8-bit integers, sums and normalisation in float32, attention in bfloat16",
+}
 
 
 def version() -> str:
@@ -37,17 +47,23 @@ def _candidate(
 
 
 def bert(case: Case) -> Iterator[Candidate]:
-    """`ctxfast.bert.BertModel`: padded ids and mask in, padded last hidden state out."""
+    """`ctxfast.bert.BertModel` of float32 in every compute type: padded ids and mask in, last hidden state out."""
     for dtype in case.dtypes:
         yield _bert(case.inputs, dtype)
+    on_cpu = case.inputs.device.type == "cpu"
+    if on_cpu and "bfloat16" in case.dtypes and int8_unavailable_reason() is None:
+        yield _bert(case.inputs, "int8")
 
 
 def _bert(inputs: BertInputs, dtype: str) -> Candidate:
     from ctxfast.bert import BertModel
 
-    model = BertModel.from_pretrained(
-        inputs.directory, dtype=DTYPES[dtype], add_pooling_layer=False
-    ).to(inputs.device)
+    device = inputs.device
+    held = torch.float32 if device.type == "cpu" else DTYPES[dtype]
+    model = BertModel.from_pretrained(inputs.directory, dtype=held, add_pooling_layer=False)
+    model = model.to(device)
+    if device.type == "cpu" and dtype != "float32":
+        nn.set_precision(model, dtype)
 
     def run() -> list[Tensor]:
         return [
@@ -55,7 +71,8 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
             for batch in inputs.batches
         ]
 
-    return _candidate(dtype, run, inputs.valid)
+    detail = _BERT_DETAIL.get(dtype, "") if device.type == "cpu" else ""
+    return _candidate(dtype, run, inputs.valid, detail)
 
 
 def bert_pretraining(case: Case) -> Iterator[Candidate]:
@@ -98,34 +115,49 @@ def attention(case: Case) -> Iterator[Candidate]:
         yield _attention(inputs, dtype) if uniform else _attention_varlen(inputs, dtype)
 
 
+def attention_training(case: Case) -> Iterator[Candidate]:
+    """Forward and backward of the same."""
+    yield from attention(case)
+
+
 def _attention(inputs: AttentionInputs, dtype: str) -> Candidate:
     grid = (len(inputs.lengths), inputs.lengths[0])
-    q, k, v = (
-        x.unflatten(0, grid).transpose(1, 2)  # [B, H, S, D]
-        for x in (inputs.query, inputs.key, inputs.value)
+
+    def padded(x: Tensor) -> Tensor:
+        return x.unflatten(0, grid).transpose(1, 2)  # [B, H, S, D]
+
+    def packed(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(0, 1)
+
+    arguments = [padded(x) for x in (inputs.query, inputs.key, inputs.value)]
+    if inputs.grad is None:
+        return _candidate(dtype, lambda: ops.attention(*arguments), packed)
+    run = forward_and_backward(
+        lambda *leaves: ops.attention(*leaves), arguments, padded(inputs.grad)
     )
-    return _candidate(
-        dtype,
-        run=lambda: ops.attention(q, k, v),
-        result=lambda output: output.transpose(1, 2).flatten(0, 1),
-    )
+    return _candidate(dtype, run, lambda outputs: torch.cat([packed(x) for x in outputs]))
 
 
 def _attention_varlen(inputs: AttentionInputs, dtype: str) -> Candidate:
-    offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(inputs.query.device, torch.int32)
+    with torch.inference_mode(False):
+        offsets = torch.tensor([0, *inputs.lengths]).cumsum(0).to(inputs.query.device, torch.int32)
     longest = max(inputs.lengths)
-    return _candidate(
-        dtype,
-        run=lambda: ops.attention_varlen(
-            inputs.query,
-            inputs.key,
-            inputs.value,
+    arguments = (inputs.query, inputs.key, inputs.value)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return ops.attention_varlen(
+            query,
+            key,
+            value,
             cu_seqlens_q=offsets,
             cu_seqlens_k=offsets,
             max_seqlen_q=longest,
             max_seqlen_k=longest,
-        ),
-    )
+        )
+
+    if inputs.grad is None:
+        return _candidate(dtype, lambda: attend(*arguments))
+    return _candidate(dtype, forward_and_backward(attend, arguments, inputs.grad), torch.cat)
 
 
 def linear(case: Case) -> Iterator[Candidate]:
@@ -165,7 +197,7 @@ def _layer_norm(inputs: LayerNormInputs, dtype: str) -> Candidate:
 
 
 def lstm(case: Case) -> Iterator[Candidate]:
-    """`nn.LSTM`; in bfloat16 on a CPU it keeps its recurrent weights so and computes in float32."""
+    """`nn.LSTM`; in bfloat16 on a CPU it keeps its weights so and computes in float32."""
     for dtype in case.dtypes:
         yield _lstm(case.inputs, dtype)
 
@@ -178,5 +210,5 @@ def _lstm(inputs: LstmInputs, dtype: str) -> Candidate:
     detail = "weights packed in every call" if inputs.training else "weights packed beforehand"
     if dtype == "bfloat16":
         module.weight_dtype = torch.bfloat16
-        detail = "recurrent weights in bfloat16, arithmetic in float32"
+        detail = "weights in bfloat16, arithmetic in float32"
     return _candidate(dtype, run=lambda: inputs.run(module, torch.float32), detail=detail)

@@ -45,6 +45,14 @@ def attention(case: Case) -> Iterator[Candidate]:
             yield _by_backend(padded, dtype, backend)
 
 
+def attention_training(case: Case) -> Iterator[Candidate]:
+    """Forward and backward of SDPA as it chooses, on one padded batch."""
+    for dtype in case.dtypes:
+        padded = PaddedAttention(case.inputs.to(DTYPES[dtype]))
+        run = padded.training(padded.sdpa_of)
+        yield Candidate(NAME, "SDPA", dtype, run=run, result=padded.valid_all, layout="padded")
+
+
 def _by_backend(padded: PaddedAttention, dtype: str, backend: SDPBackend) -> Candidate:
     def run() -> Tensor:
         with sdpa_kernel(backend):

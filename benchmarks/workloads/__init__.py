@@ -46,6 +46,7 @@ WORKLOADS = {
             "accelerate",
             "other people's models: text to vectors, a batch, a sentence, fine-tuning",
             accelerate.accelerate,
+            gpu=False,
         ),
         Workload("attention", "attention, dense and on packed batches", operators.attention, SIZES),
         Workload("elmo-inference", "ELMo on 32 messages and on one sentence", elmo.inference),

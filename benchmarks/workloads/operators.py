@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +18,34 @@ Target = torch.dtype | torch.device
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """query, key, value [T, H, D] of packed sequences."""
+    """query, key, value [T, H, D] of packed sequences; with gradients, that of the output too."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     lengths: tuple[int, ...]
+    grad: Tensor | None = None
 
     def to(self, target: Target) -> AttentionInputs:
-        return AttentionInputs(
-            self.query.to(target), self.key.to(target), self.value.to(target), self.lengths
-        )
+        grad = None if self.grad is None else self.grad.to(target)
+        q, k, v = (x.to(target) for x in (self.query, self.key, self.value))
+        return AttentionInputs(q, k, v, self.lengths, grad)
+
+
+def forward_and_backward(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
+) -> Callable[[], list[Tensor]]:
+    """A call that gives the output of a function of these inputs, then the gradient of each."""
+    with torch.inference_mode(False):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        grad = grad.clone()
+
+    def run() -> list[Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            output = function(*leaves)
+            return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ def _normal(*shape: int, seed: int) -> Tensor:
 
 
 def attention(size: str) -> Iterator[Case]:
-    """Dense sequences of 512 and packed batches of real lengths, head size 64."""
+    """Dense sequences of 512 and packed batches of real lengths, head size 64: forward, then with gradients."""
     heads, head_dim = {"tiny": (2, 32), "base": (12, 64), "large": (16, 64)}[size]
     dense = {"tiny": [64] * 2, "base": [512] * 4, "large": [2048] * 2}[size]
     sentences = {"tiny": 4, "base": 32, "large": 64}[size]
@@ -95,43 +113,65 @@ def attention(size: str) -> Iterator[Case]:
         f"mrpc-{sentences}": length_sets.draw("mrpc_train_pairs", sentences),
         f"xquad-{pairs}": length_sets.draw("xquad_question_context_pairs", pairs),
     }
-    for name, lengths in batches.items():
-        yield attention_case(name, lengths, heads, head_dim)
+    for training in (False, True):
+        for name, lengths in batches.items():
+            yield attention_case(name, lengths, heads, head_dim, training=training)
 
 
 def attention_case(
-    name: str, lengths: list[int], heads: int, head_dim: int, *, workload: str = "attention"
+    name: str,
+    lengths: list[int],
+    heads: int,
+    head_dim: int,
+    *,
+    workload: str = "attention",
+    training: bool = False,
 ) -> Case:
-    """Self-attention of packed sequences of these lengths."""
-    total = sum(lengths)
-    query, key, value = (_normal(total, heads, head_dim, seed=seed) for seed in range(3))
-    inputs = AttentionInputs(query, key, value, tuple(lengths))
+    """Self-attention of packed sequences of these lengths; in training the gradients with it.
+
+    FLOP: two products forward, five backward, which computes the scores again (Dao et al. 2022). The fact
+    `scores_saved` is the scores of the padded batch over those of the sequences: what a gain over a padded peer owes
+    to the layout alone.
+    """
+    total, scores = sum(lengths), sum(length**2 for length in lengths)
+    query, key, value, grad = (_normal(total, heads, head_dim, seed=seed) for seed in range(4))
+    inputs = AttentionInputs(query, key, value, tuple(lengths), grad if training else None)
+    products, tensors = (7, 12) if training else (2, 4)
     return Case(
         workload=workload,
-        name=name,
-        kind="attention",
-        description=f"attention, {heads} heads of {head_dim}, {len(lengths)} sequences, {total} tokens",
+        name=f"train-{name}" if training else name,
+        kind="attention_training" if training else "attention",
+        description=f"attention, {heads} heads of {head_dim}, {len(lengths)} sequences, {total} tokens"
+        + (", forward and backward" if training else ""),
         inputs=inputs,
         truth=lambda: attention_truth(inputs),
         dtypes=("float32", "bfloat16"),
-        flop=4.0 * heads * head_dim * sum(length**2 for length in lengths),
-        traffic=lambda element: 4.0 * element * total * heads * head_dim,
+        flop=2.0 * products * heads * head_dim * scores,
+        traffic=lambda element: float(tensors * element * total * heads * head_dim),
         items=total,
         unit="tokens",
         facts={
             "sequences": len(lengths),
             "tokens": total,
             "fill": round(length_sets.fill(lengths), 3),
+            "scores_saved": round(len(lengths) * max(lengths) ** 2 / scores, 3),
         },
     )
 
 
 def attention_truth(inputs: AttentionInputs) -> Tensor:
-    """Each sequence alone through torch's SDPA in float64: [T, H, D]."""
+    """Each sequence alone through torch's SDPA in float64: [T, H, D], then the gradients of q, k and v: [4T, H, D]."""
     exact = inputs.to(torch.float64)
+    function = partial(_one_by_one, list(inputs.lengths))
+    arguments = (exact.query, exact.key, exact.value)
+    if exact.grad is None:
+        return function(*arguments)
+    return torch.cat(forward_and_backward(function, arguments, exact.grad)())
+
+
+def _one_by_one(lengths: list[int], *packed: Tensor) -> Tensor:
     outputs = []
-    packed = (x.split(list(inputs.lengths)) for x in (exact.query, exact.key, exact.value))
-    for sequence in zip(*packed, strict=True):
+    for sequence in zip(*(x.split(lengths) for x in packed), strict=True):
         q, k, v = (x.transpose(0, 1) for x in sequence)  # [H, S, D]
         outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1))
     return torch.cat(outputs)

@@ -7,6 +7,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/layer_norm.h"
 #include "cpu/linear.h"
+#include "cpu/linear_int8.h"
 #include "cpu/lstm.h"
 #include "cpu/matrix_product.h"
 
@@ -24,6 +25,7 @@
   apply(highway_gate, HighwayGateArgs) \
   apply(highway_gate_backward, HighwayGateBackwardArgs) \
   apply(linear, LinearArgs) \
+  apply(linear_int8, LinearInt8Args) \
   apply(lstm_backward, LstmBackwardArgs) \
   apply(lstm_forward, LstmForwardArgs) \
   apply(lstm_pack, LstmPackArgs) \

@@ -1,26 +1,27 @@
-// Arguments of a float32 linear layer on a packed weight; sizes and strides in elements.
+// Arguments of a linear layer on a packed weight; sizes and strides in elements.
 #pragma once
 
 #include <cstdint>
 
+#include "cpu/activation.h"
 #include "status.h"
 
 namespace ctxfast {
-
-enum Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kTanh = 3 };
 
 // Columns of a panel of the packed weight.
 constexpr int64_t kPanelColumns = 32;
 
 // output = activation(input @ weight^T + bias) + residual
 struct LinearArgs {
-  const float* input;  // [rows, depth]
+  Dtype dtype;        // float or bfloat16, of everything; depth is even in bfloat16
+  const void* input;  // [rows, depth]
   int64_t input_stride;
-  const float* panels;    // weight as [ceil(columns / 32)][depth][32], padded with 0
-  const float* bias;      // [columns] or nullptr
-  const float* residual;  // [rows, columns] or nullptr
+  const void* panels;    // weight as [ceil(columns / 32)][depth][32], padded with 0; in bfloat16
+                         // [ceil(columns / 32)][depth / 2][32][2]
+  const void* bias;      // [columns] or nullptr
+  const void* residual;  // [rows, columns] or nullptr
   int64_t residual_stride;
-  float* output;  // [rows, columns], contiguous
+  void* output;  // [rows, columns], contiguous
   int64_t rows, depth, columns;
   Activation activation;
   int threads;

@@ -1,5 +1,5 @@
-// Arguments of the LSTM operators; sizes and strides in elements. What the input contributes to the
-// gates is computed before, the products that give the gradients of weights and input after.
+// Arguments of the LSTM operators; sizes and strides in elements. The products that give the
+// gradients of weights and input come after the backward pass: see matrix_product.h.
 #pragma once
 
 #include <cstddef>
@@ -15,10 +15,10 @@ enum WeightType : int32_t {
   kInt8Weight = 2,  // with a scale for each row
 };
 
-// What every call knows. B batch, T steps, H hidden, P features.
+// What every call knows. B batch, T steps, K inputs, H hidden, P features.
 struct LstmSizes {
-  Dtype dtype;  // of gates, h and output; c and the arithmetic are float, or double for double
-  int64_t batch, steps, hidden, features;
+  Dtype dtype;  // of input, h and output; c and the arithmetic are float, or double for double
+  int64_t batch, steps, inputs, hidden, features;
   bool projected;               // with weight_hr; else features == hidden
   double cell_clip, proj_clip;  // infinity: none
   const int64_t* lengths;       // [B] in [0, T], or nullptr: all T
@@ -27,16 +27,17 @@ struct LstmSizes {
 
 // What packed weights begin with: they serve a call only where all of this is equal.
 struct LstmPackedHeader {
-  int64_t bytes, hidden, features;
+  int64_t bytes, inputs, hidden, features;
   int32_t vector_bytes, dtype, weight, projected, backward, reserved;
 };
 
-// Recurrent weights as the kernels read them: see lstm_weights.h.
+// Weights as the kernels read them: see lstm_weights.h.
 struct LstmPackArgs {
   Dtype dtype;
   WeightType weight;
-  bool backward;  // the transposed products of the backward pass
-  int64_t hidden, features;
+  bool backward;  // the transposed products of the backward pass, without weight_ih
+  int64_t inputs, hidden, features;
+  const void* weight_ih;  // [4H, K], contiguous, of dtype
   const void* weight_hh;  // [4H, P], contiguous, of dtype
   const void* weight_hr;  // [P, H], or nullptr
   bool projected;
@@ -46,8 +47,9 @@ struct LstmPackArgs {
 };
 
 struct LstmForwardDirection {
-  const void* gates;        // [B, T, 4H], unit stride along the last
-  int64_t gates_stride[2];  // from row to row, from step to step
+  const void* input;        // [B, T, K], unit stride along the last
+  int64_t input_stride[2];  // from row to row, from step to step
+  const void* bias;         // [4H], or nullptr
   const void* packed;       // of LstmPackArgs
   const void* h0;           // [B, P]
   const void* c0;           // [B, H]
@@ -82,6 +84,7 @@ struct LstmBackwardDirection {
   const void* kept_projected;  // or nullptr: the projected state was not clipped
   void* dgates;                // [B, T, 4H]
   void* dprojected;            // [B, T, P], or nullptr
+  void* full;                  // what the projection read, o * tanh(c) [B, T, H], or nullptr
   void* dh0;
   void* dc0;
   bool reverse;

@@ -74,6 +74,7 @@ struct Backward {
       for (int64_t t = order.length[i]; t < sizes.steps; ++t) {
         clear(at<S>(way.dgates, row, t, gates), gates);
         if (way.dprojected != nullptr) clear(at<S>(way.dprojected, row, t, features), features);
+        if (way.full != nullptr) clear(at<S>(way.full, row, t, hidden), hidden);
       }
     }
   }
@@ -142,6 +143,8 @@ struct Backward {
         gradient * candidate * in * (T(1) - in), gradient * before * forget * (T(1) - forget),
         gradient * in * (T(1) - candidate * candidate), full * tanh_c * out * (T(1) - out)};
     store_n(dc, gradient * forget, n);
+    if (way.full != nullptr)
+      store_n(at<S>(way.full, row, position, hidden) + unit, out * tanh_c, n);
     S* stored = at<S>(way.dgates, row, position, kGates * hidden) + unit;
     T* kept = dgates + i * gates_stride + unit;
     for (int g = 0; g < kGates; ++g) {
@@ -155,8 +158,8 @@ struct Backward {
     const T* full = dfull;
     int64_t full_stride = cell_stride;
     if (sizes.projected) {
-      multiply_vectors<W>(dprojected, state_stride, layout.words_of(way.packed, 1), layout.words[1],
-                          dfull, cell_stride, rows, begin, end);
+      multiply_vectors<W>(dprojected, state_stride, layout.words_of(way.packed, kProjectionPanel),
+                          layout.words[kProjectionPanel], dfull, cell_stride, rows, begin, end);
     } else {
       full = dprojected;
       full_stride = state_stride;
@@ -177,9 +180,9 @@ struct Backward {
       const int64_t rows = order.active[step];
       units_step(step, rows, team);
       team.wait();
-      multiply_vectors<W>(dgates, gates_stride, layout.words_of(way.packed, 0), layout.words[0],
-                          dstate, state_stride, rows, team.begin(state_vectors()),
-                          team.end(state_vectors()));
+      multiply_vectors<W>(dgates, gates_stride, layout.words_of(way.packed, kStatePanel),
+                          layout.words[kStatePanel], dstate, state_stride, rows,
+                          team.begin(state_vectors()), team.end(state_vectors()));
       if (step > 0) project_gradients(step - 1, team);
       team.wait();
     }
@@ -193,7 +196,7 @@ Status run(const LstmBackwardArgs& args) {
   using T = Compute<S>;
   const LstmSizes& sizes = args.sizes;
   Status status;
-  const PackedLayout<W> layout(sizes.hidden, sizes.features, sizes.projected, true);
+  const PackedLayout<W> layout(0, sizes.hidden, sizes.features, sizes.projected, true);
   const int64_t order_bytes = round_up(RowOrder::bytes(sizes), 64);
   const int64_t elements = Way::elements(sizes);
   char* memory =

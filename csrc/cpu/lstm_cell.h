@@ -53,9 +53,9 @@ CTXFAST_INLINE Vec<float> rounded(const float*, Vec<float> v) { return v; }
 CTXFAST_INLINE Vec<double> rounded(const double*, Vec<double> v) { return v; }
 CTXFAST_INLINE Vec<float> rounded(const bfloat16*, Vec<float> v) { return widen(narrow(v)); }
 
-template <typename Storage>
-CTXFAST_INLINE void copy(const Storage* from, Compute<Storage>* to, int64_t n) {
-  constexpr int lanes = kLanes<Compute<Storage> >;
+template <typename From, typename To>
+CTXFAST_INLINE void copy(const From* from, To* to, int64_t n) {
+  constexpr int lanes = kLanes<Compute<From> >;
   for (int64_t i = 0; i < n; i += lanes) store_n(to + i, load_n(from + i, n - i), n - i);
 }
 

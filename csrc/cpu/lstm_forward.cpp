@@ -2,10 +2,12 @@
 // Beaufays 2014).
 //
 // One direction runs over the whole sequence, so that its weights stay in whatever cache holds
-// them. A step has two products, each followed by a barrier over the team: the gates, whose four
-// vectors of the same units meet in registers and become c and o * tanh(c) at once, and the
-// projection. Threads split units and outputs. A row's sums are added up in the order of the depth,
-// so its result does not depend on how many threads or other rows there are.
+// them. What the input contributes to the gates is one product for a few steps at a time: enough
+// rows to read weight_ih once for all of them, few enough for a cache. A step has two products,
+// each followed by a barrier over the team: the gates, whose four vectors of the same units meet in
+// registers and become c and o * tanh(c) at once, and the projection. Threads split units and
+// outputs. A row's sums are added up in the order of the depth, so its result does not depend on
+// how many threads or other rows there are.
 #include "cpu/kernel_table.h"
 #include "cpu/lstm_cell.h"
 #include "cpu/lstm_team.h"
@@ -15,41 +17,62 @@ CTXFAST_NAMESPACE_BEGIN
 
 namespace {
 
+// bfloat16 states with bfloat16 weights: without rounding anything, on whatever the CPU has.
+#if defined(CTXFAST_ISA_AVX512_BF16)
+using PairWeight = HalfPairWeight;
+#else
+using PairWeight = HalfWeight;
+#endif
+
+// Rows that the product with the input takes at a time, or those of one step where they are more.
+constexpr int64_t kInputRows = 128;
+
 template <typename S, typename W>
 struct Forward {
   using T = Compute<S>;
+  using Element = typename W::Element;
   static constexpr int64_t kWidth = kLanes<T>;
+  static constexpr int64_t kBlock = kGates * kWidth;  // the gates of a vector of units
 
   const LstmSizes& sizes;
   const LstmForwardDirection& way;
   const RowOrder& order;
   const PackedLayout<W>& layout;
   // Row strides are whole vectors and one more, so that rows do not share a set of the cache.
-  int64_t state_stride, cell_stride;
-  T* state[2];  // h [B, P]; the second one only without projection, where a step writes the other
-  T* cell;      // c [B, H]
-  T* full;      // o * tanh(c) [B, H]
+  int64_t input_stride, state_stride, cell_stride;
+  T* given;           // what the input contributes, [ceil(H / L)][input_rows][4][L]
+  T* sums;            // of the projection [B, P]
+  T* cell;            // c [B, H]
+  Element* input;     // [input_rows, K]
+  Element* state[2];  // h [B, P]; the second one only without projection, where a step writes the
+                      // other
+  Element* full;      // o * tanh(c) [B, H]
 
   static int64_t stride(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
-  static int64_t elements(const LstmSizes& sizes) {
-    return sizes.batch * (2 * stride(sizes.features) + 2 * stride(sizes.hidden));
+  static int64_t input_rows(const LstmSizes& s) {
+    const int64_t all = s.batch * s.steps, wanted = s.batch > kInputRows ? s.batch : kInputRows;
+    return all < wanted ? all : wanted;
+  }
+  static int64_t elements(const LstmSizes& s) {
+    return input_rows(s) * (kGates * round_up(s.hidden, kWidth) + stride(s.inputs)) +
+           s.batch * (3 * stride(s.features) + 2 * stride(s.hidden));
   }
 
   Forward(const LstmSizes& s, const LstmForwardDirection& w, const RowOrder& o,
           const PackedLayout<W>& l, T* memory)
       : sizes(s), way(w), order(o), layout(l) {
+    input_stride = stride(s.inputs);
     state_stride = stride(s.features);
     cell_stride = stride(s.hidden);
-    state[0] = memory;
+    given = memory;
+    sums = given + input_rows(s) * kGates * round_up(s.hidden, kWidth);
+    cell = sums + s.batch * state_stride;
+    input = reinterpret_cast<Element*>(cell + s.batch * cell_stride);
+    state[0] = input + input_rows(s) * input_stride;
     state[1] = state[0] + s.batch * state_stride;
-    cell = state[1] + s.batch * state_stride;
-    full = cell + s.batch * cell_stride;
+    full = state[1] + s.batch * state_stride;
   }
 
-  const S* gates_of(int64_t row, int64_t position) const {
-    return static_cast<const S*>(way.gates) + row * way.gates_stride[0] +
-           position * way.gates_stride[1];
-  }
   S* output_of(int64_t row, int64_t position) const {
     return static_cast<S*>(way.output) + row * way.output_stride[0] +
            position * way.output_stride[1];
@@ -85,7 +108,7 @@ struct Forward {
   void finish(const Team& team) const {
     for (int64_t i = team.rank; i < sizes.batch; i += team.size) {
       const int64_t row = order.row[i], features = sizes.features, hidden = sizes.hidden;
-      const T* h = state[sizes.projected ? 0 : order.length[i] % 2] + i * state_stride;
+      const Element* h = state[sizes.projected ? 0 : order.length[i] % 2] + i * state_stride;
       for (int64_t k = 0; k < features; k += kWidth)
         store_n(static_cast<S*>(way.h) + row * features + k, load(h + k), features - k);
       for (int64_t k = 0; k < hidden; k += kWidth)
@@ -99,17 +122,62 @@ struct Forward {
     return h * load_n(static_cast<const T*>(way.mask) + row * sizes.features + column, n);
   }
 
-  // z: the recurrent part of the four gates of one row and one vector of units.
-  CTXFAST_INLINE void finish_cell(const Vec<T> (&recurrent)[kGates], const T* scales, int64_t i,
-                                  int64_t step, int64_t unit) const {
+  // Adds up what the input contributes to the gates of this thread's units, from step `first` on.
+  // Returns the step after the last one that it took.
+  int64_t input_product(int64_t first, const Team& team) const {
+    int64_t rows = 0, last = first;
+    while (last < sizes.steps && order.active[last] > 0 &&
+           rows + order.active[last] <= input_rows(sizes)) {
+      for (int64_t i = 0; i < order.active[last]; ++i, ++rows) {
+        if (rows % team.size != team.rank) continue;
+        const S* x = static_cast<const S*>(way.input) + order.row[i] * way.input_stride[0] +
+                     order.position(i, last, way.reverse) * way.input_stride[1];
+        Element* line = input + rows * input_stride;
+        for (int64_t k = 0; k < input_stride; k += kWidth)
+          store(line + k, load_n(x + k, sizes.inputs - k));
+      }
+      ++last;
+    }
+    team.wait();
+    const int64_t words = layout.words[kInputPanel];
+    const int64_t begin = team.begin(blocks()), end = team.end(blocks());
+    for (int64_t block = begin; block < end; ++block) {
+      const typename W::Word* weights =
+          layout.words_of(way.packed, kInputPanel) + block * words * kBlock;
+      const T* scales = layout.scales_of(way.packed, kInputPanel) + block * kBlock;
+      Vec<T> bias[kGates] = {};
+      if (way.bias != nullptr)
+        for (int g = 0; g < kGates; ++g)
+          bias[g] = load_n(static_cast<const S*>(way.bias) + g * sizes.hidden + block * kWidth,
+                           sizes.hidden - block * kWidth);
+      T* out = given + block * input_rows(sizes) * kBlock;
+      for_row_tiles(rows, [&](auto count, int64_t row) {
+        constexpr int kRows = decltype(count)::value;
+        Vec<T> sum[kRows][kGates] = {};
+        multiply_in_pieces<W, kRows, kGates>(input + row * input_stride, input_stride, weights,
+                                             kBlock, kWidth, words, sum);
+        for (int r = 0; r < kRows; ++r) {
+          for (int g = 0; g < kGates; ++g) {
+            if constexpr (W::kScaled) sum[r][g] = sum[r][g] * load(scales + g * kWidth);
+            store(out + (row + r) * kBlock + g * kWidth, sum[r][g] + bias[g]);
+          }
+        }
+      });
+    }
+    return last;
+  }
+
+  // recurrent: the state's part of the four gates of one row and one vector of units; x: the
+  // input's.
+  CTXFAST_INLINE void finish_cell(const Vec<T> (&recurrent)[kGates], const T* scales, const T* x,
+                                  int64_t i, int64_t step, int64_t unit) const {
     const int64_t n = sizes.hidden - unit, hidden = sizes.hidden, row = order.row[i];
     const int64_t position = order.position(i, step, way.reverse);
-    const S* x = gates_of(row, position) + unit;
     Vec<T> z[kGates];
     for (int g = 0; g < kGates; ++g) {
       z[g] = recurrent[g];
       if constexpr (W::kScaled) z[g] = z[g] * load(scales + g * kWidth);
-      z[g] = load_n(x + g * hidden, n) + z[g];
+      z[g] = load(x + g * kWidth) + z[g];
     }
     const Vec<T> in = sigmoid<T>(z[0]), forget = sigmoid<T>(z[1]), candidate = tanh<T>(z[2]),
                  out = sigmoid<T>(z[3]);
@@ -135,30 +203,24 @@ struct Forward {
     }
   }
 
-  // What the input contributes to the next units comes from memory: ask for it early.
-  CTXFAST_INLINE void prefetch_gates(int64_t rows, int64_t step, int64_t unit) const {
-    if (unit >= sizes.hidden) return;
-    for (int64_t i = 0; i < rows; ++i) {
-      const S* x = gates_of(order.row[i], order.position(i, step, way.reverse)) + unit;
-      for (int g = 0; g < kGates; ++g) __builtin_prefetch(x + g * sizes.hidden);
-    }
-  }
+  int64_t blocks() const { return (sizes.hidden + kWidth - 1) / kWidth; }
 
-  void gates_step(int64_t step, int64_t rows, const Team& team) const {
-    const int64_t blocks = (sizes.hidden + kWidth - 1) / kWidth;
-    const typename W::Word* panel = layout.words_of(way.packed, 0);
-    const T* scales = layout.scales_of(way.packed, 0);
-    const T* h = state[sizes.projected ? 0 : step % 2];
-    for (int64_t block = team.begin(blocks); block < team.end(blocks); ++block) {
-      prefetch_gates(rows, step, (block + 1) * kWidth);
-      const typename W::Word* weights = panel + block * layout.words[0] * kGates * kWidth;
+  // before: the rows of earlier steps in `given`.
+  void gates_step(int64_t step, int64_t before, int64_t rows, const Team& team) const {
+    const int64_t words = layout.words[kStatePanel], end = team.end(blocks());
+    const Element* h = state[sizes.projected ? 0 : step % 2];
+    for (int64_t block = team.begin(blocks()); block < end; ++block) {
+      const typename W::Word* weights =
+          layout.words_of(way.packed, kStatePanel) + block * words * kBlock;
+      const T* scales = layout.scales_of(way.packed, kStatePanel) + block * kBlock;
+      const T* x = given + (block * input_rows(sizes) + before) * kBlock;
       for_row_tiles(rows, [&](auto count, int64_t first) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
         multiply_in_pieces<W, kRows, kGates>(h + first * state_stride, state_stride, weights,
-                                             kGates * kWidth, kWidth, layout.words[0], sum);
+                                             kBlock, kWidth, words, sum);
         for (int r = 0; r < kRows; ++r)
-          finish_cell(sum[r], scales + block * kGates * kWidth, first + r, step, block * kWidth);
+          finish_cell(sum[r], scales, x + (first + r) * kBlock, first + r, step, block * kWidth);
       });
     }
   }
@@ -166,23 +228,21 @@ struct Forward {
   void projection_step(int64_t step, int64_t rows, const Team& team) const {
     const int64_t vectors = (sizes.features + kWidth - 1) / kWidth;
     const int64_t begin = team.begin(vectors), end = team.end(vectors);
-    const T* scales = layout.scales_of(way.packed, 1);
-    T* h = state[0];
-    multiply_vectors<W>(full, cell_stride, layout.words_of(way.packed, 1), layout.words[1], h,
-                        state_stride, rows, begin, end);
+    const T* scales = layout.scales_of(way.packed, kProjectionPanel);
+    multiply_vectors<W>(full, cell_stride, layout.words_of(way.packed, kProjectionPanel),
+                        layout.words[kProjectionPanel], sums, state_stride, rows, begin, end);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = order.row[i], position = order.position(i, step, way.reverse);
       for (int64_t column = begin * kWidth; column < end * kWidth; column += kWidth) {
         const int64_t n = sizes.features - column;
-        T* place = h + i * state_stride + column;
-        Vec<T> projected = load(place);
+        Vec<T> projected = load(sums + i * state_stride + column);
         if constexpr (W::kScaled) projected = projected * load(scales + column);
         if (way.kept_projected != nullptr)
           store_n(kept<T>(way.kept_projected, row, position, sizes.features) + column, projected,
                   n);
         projected = masked(clip<T>(projected, T(sizes.proj_clip)), row, column, n);
         projected = rounded(static_cast<const S*>(nullptr), projected);
-        store_n(place, projected, n);
+        store_n(state[0] + i * state_stride + column, projected, n);
         store_n(output_of(row, position) + column, projected, n);
       }
     }
@@ -191,8 +251,14 @@ struct Forward {
   void run(const Team& team) const {
     start(team);
     team.wait();
+    int64_t next = 0, before = 0;
     for (int64_t step = 0; step < sizes.steps && order.active[step] > 0; ++step) {
-      gates_step(step, order.active[step], team);
+      if (step == next) {
+        next = input_product(step, team);
+        before = 0;
+      }
+      gates_step(step, before, order.active[step], team);
+      before += order.active[step];
       team.wait();
       if (!sizes.projected) continue;
       projection_step(step, order.active[step], team);
@@ -208,7 +274,7 @@ Status run(const LstmForwardArgs& args) {
   using T = Compute<S>;
   const LstmSizes& sizes = args.sizes;
   Status status;
-  const PackedLayout<W> layout(sizes.hidden, sizes.features, sizes.projected, false);
+  const PackedLayout<W> layout(sizes.inputs, sizes.hidden, sizes.features, sizes.projected, false);
   const int64_t order_bytes = round_up(RowOrder::bytes(sizes), 64);
   const int64_t elements = Way::elements(sizes);
   char* memory =
@@ -219,7 +285,7 @@ Status run(const LstmForwardArgs& args) {
   }
   const RowOrder order(sizes, memory);
   T* buffers = reinterpret_cast<T*>(memory + order_bytes);
-  const bool together = args.count * layout.bytes <= kTogetherBytes;
+  const bool together = args.count * layout.recurrent_bytes() <= kTogetherBytes;
   for_each_direction(sizes.threads, args.count, together, [&](int direction, const Team& team) {
     const Way way(sizes, args.directions[direction], order, layout, buffers + direction * elements);
     way.run(team);
@@ -237,7 +303,7 @@ Status lstm_forward(const LstmForwardArgs& args) {
     return run<float, PlainWeight<float> >(args);
   if (dtype == kFloat32 && args.weight == kBfloat16Weight) return run<float, HalfWeight>(args);
   if (dtype == kFloat32 && args.weight == kInt8Weight) return run<float, ByteWeight>(args);
-  if (dtype == kBfloat16 && args.weight == kBfloat16Weight) return run<bfloat16, HalfWeight>(args);
+  if (dtype == kBfloat16 && args.weight == kBfloat16Weight) return run<bfloat16, PairWeight>(args);
   if (dtype == kBfloat16 && args.weight == kInt8Weight) return run<bfloat16, ByteWeight>(args);
   Status status;
   status.code = kUnsupportedDtype;

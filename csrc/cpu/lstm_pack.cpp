@@ -1,4 +1,4 @@
-// Arranges the recurrent weights of an LSTM into the panels of lstm_weights.h.
+// Arranges the weights of an LSTM into the panels of lstm_weights.h.
 #include "cpu/kernel_table.h"
 #include "cpu/lstm_weights.h"
 #include "cpu/parallel.h"
@@ -93,31 +93,36 @@ struct Packer {
   }
 
   static void run(const LstmPackArgs& args) {
-    const PackedLayout<W> layout(args.hidden, args.features, args.projected, args.backward);
-    *args.header = {layout.bytes,         args.hidden,   args.features,
-                    CTXFAST_VECTOR_BYTES, args.dtype,    args.weight,
-                    args.projected,       args.backward, 0};
+    const int64_t inputs = args.backward ? 0 : args.inputs;
+    const int64_t hidden = args.hidden, features = args.features;
+    const PackedLayout<W> layout(inputs, hidden, features, args.projected, args.backward);
+    *args.header = {layout.bytes, inputs,      hidden,         features,      CTXFAST_VECTOR_BYTES,
+                    args.dtype,   args.weight, args.projected, args.backward, 0};
     if (args.packed == nullptr) return;
     char* base = static_cast<char*>(args.packed);
     __builtin_memcpy(base, args.header, sizeof *args.header);
-    const int64_t hidden = args.hidden, features = args.features;
-    for (int k = 0; k < (args.projected ? 2 : 1); ++k) {
-      const S* source = static_cast<const S*>(k == 0 ? args.weight_hh : args.weight_hr);
+    const void* const sources[kPanels] = {args.weight_hh, args.weight_hr, args.weight_ih};
+    for (int k = 0; k < kPanels; ++k) {
+      if (layout.columns[k] == 0) continue;
+      const S* source = static_cast<const S*>(sources[k]);
       Word* panel = const_cast<Word*>(layout.words_of(base, k));
       T* scales = const_cast<T*>(layout.scales_of(base, k));
       const int64_t words = layout.words[k];
       if constexpr (!W::kScaled) {
         if (args.backward) {
-          const int64_t depth = k == 0 ? kGates * hidden : features;
-          const int64_t count = k == 0 ? features : hidden;
+          const bool state = k == kStatePanel;
+          const int64_t depth = state ? kGates * hidden : features;
+          const int64_t count = state ? features : hidden;
           parallel_for(args.threads, words, 4 * kPiece, [&](int64_t begin, int64_t end) {
             pack_columns(source, depth, count, words, begin, end, panel);
           });
           continue;
         }
       }
-      const int64_t depth = k == 0 ? features : hidden, count = k == 0 ? hidden : features;
-      const int groups = k == 0 ? kGates : 1;
+      const bool projection = k == kProjectionPanel;
+      const int64_t depth = projection ? hidden : k == kStatePanel ? features : inputs;
+      const int64_t count = projection ? features : hidden;
+      const int groups = projection ? 1 : kGates;
       const int64_t width = groups * kWidth;
       parallel_for(args.threads, layout.columns[k] / width, 1, [&](int64_t begin, int64_t end) {
         for (int64_t block = begin; block < end; ++block)

@@ -1,7 +1,7 @@
-// The recurrent weights as panels: columns in groups of vectors, all of the depth of one group
+// The weights as panels: columns in groups of vectors, all of the depth of one group
 // contiguous, so that a product streams through memory and each weight is read once a step.
 //
-//   gates       [ceil(H / L)][depth P][4][L]: i, f, g, o of L neighbouring units side by side, so
+//   gates       [ceil(H / L)][depth][4][L]: i, f, g, o of L neighbouring units side by side, so
 //               that they meet in registers
 //   vectors     [ceil(N / L)][depth][L]: all other products
 //
@@ -17,6 +17,11 @@ CTXFAST_NAMESPACE_BEGIN
 
 constexpr int kGates = 4;
 
+// A policy of weights has
+//   Element   what they are multiplied with is held in
+//   Compute   the sums
+//   Word      the panel
+
 // Rows of a tile with four vectors a row, as many as fit the registers.
 #if defined(CTXFAST_AVX512)
 constexpr int kPanelRows = 6;
@@ -26,6 +31,7 @@ constexpr int kPanelRows = 3;
 
 template <typename T>
 struct PlainWeight {
+  using Element = T;
   using Compute = T;
   using Word = T;
   static constexpr int kPack = 1;
@@ -41,6 +47,7 @@ struct PlainWeight {
 };
 
 struct HalfWeight {
+  using Element = float;
   using Compute = float;
   using Word = uint32_t;
   static constexpr int kPack = 2;
@@ -69,7 +76,41 @@ struct HalfWeight {
   }
 };
 
+#if defined(CTXFAST_ISA_AVX512_BF16)
+// The same panel, multiplied with bfloat16 by the instruction that takes pairs of them.
+struct HalfPairWeight {
+  using Element = bfloat16;
+  using Compute = float;
+  using Word = uint32_t;
+  static constexpr int kPack = 2;
+  static constexpr bool kScaled = false;
+
+  template <int kRows, int kColumns>
+  static CTXFAST_INLINE void multiply(const bfloat16* a, int64_t lda, const Word* b, int64_t ldb,
+                                      int64_t next_column, int64_t words,
+                                      Vec<float> (&sum)[kRows][kColumns]) {
+    using Math = Arithmetic<bfloat16>;
+    for (int64_t k = 0; k < words; ++k) {
+      Vec<float> right[kColumns];
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) right[c] = Math::load_words(b + c * next_column);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        Word left;
+        __builtin_memcpy(&left, a + r * lda, sizeof left);
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c)
+          sum[r][c] = Math::multiply_add(left, right[c], sum[r][c]);
+      }
+      a += kPack;
+      b += ldb;
+    }
+  }
+};
+#endif
+
 struct ByteWeight {
+  using Element = float;
   using Compute = float;
   using Word = int8_t;
   static constexpr int kPack = 1;
@@ -107,23 +148,27 @@ CTXFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Two panels behind a header. The first multiplies the state that the loop carries, the second is
-// the projection. Forward: gates panel of weight_hh, vectors of weight_hr^T. Backward: vectors of
-// weight_hh (depth 4H, P columns), vectors of weight_hr (depth P, H columns).
+enum Panel { kStatePanel, kProjectionPanel, kInputPanel, kPanels };
+
+// Panels behind a header. Forward: gates panel of weight_hh, vectors of weight_hr^T, gates panel of
+// weight_ih. Backward: vectors of weight_hh (depth 4H, P columns), vectors of weight_hr (depth P, H
+// columns), nothing of weight_ih.
 template <typename W>
 struct PackedLayout {
   using T = typename W::Compute;
-  int64_t words[2], columns[2];  // of the depth; columns padded to whole vectors
-  int64_t panel[2], scales[2];   // byte offsets
+  int64_t words[kPanels], columns[kPanels];  // of the depth; columns padded to whole vectors
+  int64_t panel[kPanels], scales[kPanels];   // byte offsets
   int64_t bytes;
 
-  PackedLayout(int64_t hidden, int64_t features, bool projected, bool backward) {
+  PackedLayout(int64_t inputs, int64_t hidden, int64_t features, bool projected, bool backward) {
     const int64_t lanes = kLanes<T>;
-    const int64_t depth[2] = {backward ? kGates * hidden : features, backward ? features : hidden};
-    columns[0] = backward ? round_up(features, lanes) : kGates * round_up(hidden, lanes);
-    columns[1] = projected ? round_up(backward ? hidden : features, lanes) : 0;
+    const int64_t depth[kPanels] = {backward ? kGates * hidden : features,
+                                    backward ? features : hidden, inputs};
+    columns[kStatePanel] = backward ? round_up(features, lanes) : kGates * round_up(hidden, lanes);
+    columns[kProjectionPanel] = projected ? round_up(backward ? hidden : features, lanes) : 0;
+    columns[kInputPanel] = backward ? 0 : kGates * round_up(hidden, lanes);
     int64_t offset = 64;
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kPanels; ++k) {
       words[k] = (depth[k] + W::kPack - 1) / W::kPack;
       panel[k] = offset;
       offset = round_up(offset + words[k] * columns[k] * int64_t(sizeof(typename W::Word)), 64);
@@ -132,6 +177,9 @@ struct PackedLayout {
     }
     bytes = offset;
   }
+
+  // Read again at every step of the loop.
+  int64_t recurrent_bytes() const { return panel[kInputPanel]; }
 
   const typename W::Word* words_of(const void* packed, int k) const {
     return reinterpret_cast<const typename W::Word*>(static_cast<const char*>(packed) + panel[k]);
@@ -180,13 +228,9 @@ CTXFAST_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   }
 }
 
-// A sum over a long depth is made of sums over pieces of this many elements, whose rounding errors
-// do not grow with the depth.
-constexpr int64_t kSumPiece = 128;
-
 // sum[r][c] += sum_k a[r, k] b[k, c]. The order of the additions depends on the depth alone.
 template <typename W, int kRows, int kColumns>
-CTXFAST_INLINE void multiply_in_pieces(const typename W::Compute* a, int64_t lda,
+CTXFAST_INLINE void multiply_in_pieces(const typename W::Element* a, int64_t lda,
                                        const typename W::Word* b, int64_t ldb, int64_t next_column,
                                        int64_t words,
                                        Vec<typename W::Compute> (&sum)[kRows][kColumns]) {
@@ -208,7 +252,7 @@ constexpr int64_t kDepthPiece = 512;
 // column. C has row stride ldc and starts at column 0 of the panel. The order of the additions of
 // one element is that of the depth, whatever the rows and the split of the columns.
 template <typename W>
-CTXFAST_INLINE void multiply_vectors(const typename W::Compute* a, int64_t lda,
+CTXFAST_INLINE void multiply_vectors(const typename W::Element* a, int64_t lda,
                                      const typename W::Word* panel, int64_t words,
                                      typename W::Compute* c, int64_t ldc, int64_t rows,
                                      int64_t first, int64_t last) {

@@ -45,6 +45,10 @@ constexpr int kTileRows = 6, kTileColumns = 4;
 constexpr int kTileRows = 6, kTileColumns = 2;
 #endif
 
+// A sum over a long depth is made of sums over pieces of this many elements, whose rounding errors
+// do not grow with the depth.
+constexpr int64_t kSumPiece = 128;
+
 // Element by element: an initialiser list would clear the tile in memory and load it from there.
 template <typename T, int kRows, int kColumns>
 CTXFAST_INLINE void clear_tile(Vec<T> (&sum)[kRows][kColumns]) {

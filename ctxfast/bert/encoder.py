@@ -8,121 +8,30 @@ Modules and parameters have the names of transformers, so that checkpoints load 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ctxfast import ops
+from ctxfast.bert.attention_plan import AttentionPlan
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, BertConfig
-from ctxfast.bert.inputs import PackedInputs, coordinates
 from ctxfast.bert.selection import Selection
 from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves, fuse_layer
 from ctxfast.nn.fusion import is_stock
 from ctxfast.nn.packed_linear import (
     PackedLinear,
     PackedModule,
+    computes_in,
+    inner_dtype,
     is_fusable,
     linear,
     packed_copies,
     stacked_linear,
     takes_any_rows,
 )
-from ctxfast.packed import PackedBatch
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """How every layer of one call attends. Only [T] rows below batch.total are tokens."""
-
-    batch: PackedBatch
-    rows: int
-    attn_mask: Tensor | None
-    output_attentions: bool
-
-    @classmethod
-    def of(cls, inputs: PackedInputs, output_attentions: bool) -> AttentionPlan:
-        rows = inputs.position_ids.shape[0]
-        return cls(inputs.batch, rows, inputs.attn_mask, output_attentions)
-
-    @classmethod
-    def of_rows(cls, selection: Selection) -> AttentionPlan:
-        """Where the selected rows lie: what everything behind the attention needs to know of them."""
-        return cls(selection.batch, selection.index.shape[0], None, False)
-
-    @cached_property
-    def coordinates(self) -> tuple[Tensor, Tensor]:
-        """Sequence and position of every row [T], by which dropout is drawn."""
-        return coordinates(self.batch, self.rows)
-
-    def takes_queries(self, selection: Selection, dropout_p: float) -> bool:
-        """Whether attention of the selected queries alone gives what it gives among all of them.
-
-        Its dropout is drawn by the place of a query among those of its sequence, which only first tokens keep.
-        """
-        padded = self.output_attentions or self.attn_mask is not None
-        return not padded and (selection.leading or dropout_p == 0.0)
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        dropout_p: float,
-        queries: PackedBatch | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for.
-
-        queries: where the rows of query lie, by default where those of key and value do.
-        """
-        if self.output_attentions or self.attn_mask is not None:
-            return self._attend_padded(query, key, value, dropout_p)
-        batch = self.batch
-        queries = batch if queries is None else queries
-        output = ops.attention_varlen(
-            query,
-            key,
-            value,
-            cu_seqlens_q=queries.cu_seqlens,
-            cu_seqlens_k=batch.cu_seqlens,
-            max_seqlen_q=queries.max_seqlen,
-            max_seqlen_k=batch.max_seqlen,
-            dropout_p=dropout_p,
-        )
-        return output, None
-
-    def _attend_padded(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same on the padded grid, which masks of the caller and returned weights are about."""
-        batch = self.batch
-        query, key, value = (
-            batch.pad(x[: batch.total]).transpose(1, 2) for x in (query, key, value)
-        )  # [B, heads, S, D]
-        mask = self.attn_mask
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(query.dtype)
-        if not self.output_attentions:
-            output = ops.attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-            return self._rows(output), None
-        valid = None
-        if not batch.dense:
-            valid = batch.pad(torch.ones_like(batch.indices, dtype=torch.bool))  # [B, S]
-        weights = ops.attention_weights(
-            query, key, attn_mask=mask, key_padding_mask=valid, dropout_p=dropout_p
-        )
-        if valid is not None:
-            weights = weights.masked_fill(~valid[:, None, :, None], 0.0)
-        return self._rows(weights @ value), weights
-
-    def _rows(self, output: Tensor) -> Tensor:
-        packed = self.batch.pack(output.transpose(1, 2))
-        return F.pad(packed, (0, 0, 0, 0, 0, self.rows - self.batch.total))
 
 
 def submodules(module: nn.Module) -> dict[str, Any]:
@@ -155,7 +64,8 @@ class BertSelfAttention(PackedModule):
         dropout_p = _rate(parts["dropout"])
         if selection is not None and plan.takes_queries(selection, dropout_p):
             return self._attend_selected(hidden, plan, selection, dropout_p), None
-        projected = stacked_linear(self, (parts["query"], parts["key"], parts["value"]), hidden)
+        projections = (parts["query"], parts["key"], parts["value"])
+        projected = stacked_linear(self, projections, hidden, inner_dtype(self, hidden))
         query, key, value = map(self._heads, projected)
         output, weights = plan.attend(query, key, value, dropout_p)
         output = output.reshape(hidden.shape)
@@ -166,9 +76,11 @@ class BertSelfAttention(PackedModule):
     ) -> Tensor:
         """The packed weights of the three projections are held one by one: the stacked one would do too much."""
         parts = submodules(self)
-        chosen = selection.take(hidden)
-        query = self._heads(linear(parts["query"], chosen))
-        key, value = (self._heads(linear(parts[name], hidden)) for name in ("key", "value"))
+        chosen, dtype = selection.take(hidden), inner_dtype(self, hidden)
+        query = self._heads(linear(parts["query"], chosen, None, dtype))
+        key, value = (
+            self._heads(linear(parts[name], hidden, None, dtype)) for name in ("key", "value")
+        )
         output, _ = plan.attend(query, key, value, dropout_p, selection.batch)
         return output.reshape(chosen.shape)
 
@@ -189,7 +101,8 @@ class _ResidualOutput(nn.Module):
     def forward(self, input: Tensor, residual: Tensor, plan: AttentionPlan) -> Tensor:
         parts = submodules(self)
         norm, dropout_p = parts["LayerNorm"], _rate(parts["dropout"])
-        hidden = linear(parts["dense"], input)
+        narrower = input.dtype != residual.dtype
+        hidden = linear(parts["dense"], input, None, residual.dtype if narrower else None)
         affine = norm._parameters
         weight, bias = affine["weight"], affine["bias"]
         if dropout_p == 0.0:
@@ -251,7 +164,9 @@ class BertIntermediate(nn.Module):
         self.activation = PLAIN_ACTIVATIONS.get(config.hidden_act)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        output = linear(submodules(self)["dense"], hidden, self.fused)
+        dense = submodules(self)["dense"]
+        dtype = inner_dtype(dense, hidden) if isinstance(dense, PackedModule) else None
+        output = linear(dense, hidden, self.fused, dtype)
         return output if self.activation is None else self.activation(output)
 
 
@@ -336,7 +251,11 @@ class BertEncoder(nn.Module):
             return True
         attention: Any = self.layer[0].attention.self  # type: ignore[union-attr]
         parameter = next(attention.parameters())
-        return bool(attention.pack and not attention.training and takes_any_rows(parameter))
+        return bool(
+            attention.pack
+            and not attention.training
+            and takes_any_rows(parameter, attention.precision)
+        )
 
     def forward(
         self,
@@ -350,7 +269,11 @@ class BertEncoder(nn.Module):
         selection: the rows [R, H] to return of the last layer. Nothing else of it is computed, unless states or weights
         are asked for.
         """
-        states, attentions = [hidden] if output_hidden_states else [], []
+        dtype, attentions = hidden.dtype, []
+        states = [hidden] if output_hidden_states else []
+        layers: Any = self.layer
+        if len(layers) and computes_in(layers[0].attention.self, "bfloat16", hidden):
+            hidden = hidden.bfloat16()  # what the layers pass on to each other and add up
         everything = output_hidden_states or plan.output_attentions
         last = None if selection is None or everything else len(self.layer) - 1
         fused = self._fused(hidden, plan, len(self.layer) if last is None else last)
@@ -367,12 +290,12 @@ class BertEncoder(nn.Module):
             else:
                 hidden, weights = layer(*arguments)
             if output_hidden_states:
-                states.append(hidden)
+                states.append(hidden.to(dtype))
             if weights is not None:
-                attentions.append(weights)
+                attentions.append(weights.to(dtype))
         if selection is not None and (last is None or last < 0):
             hidden = selection.take(hidden)
-        return hidden, states, attentions
+        return hidden.to(dtype), states, attentions
 
     def _fused(self, hidden: Tensor, plan: AttentionPlan, count: int) -> list[EncoderLayer]:
         """The first `count` layers as native calls, or nothing where one of them has to be called by its parts."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ctxfast.bert.attention_plan import AttentionPlan
 from ctxfast.bert.configuration import BertConfig
 from ctxfast.bert.embeddings import BertEmbeddings
-from ctxfast.bert.encoder import AttentionPlan, BertEncoder
+from ctxfast.bert.encoder import BertEncoder
 from ctxfast.bert.inputs import PackedInputs, pack_inputs, packed_inputs, round_rows
 from ctxfast.bert.outputs import BaseModelOutputWithPooling
 from ctxfast.bert.pretrained import BertPreTrainedModel

@@ -22,7 +22,7 @@ from ctxfast.bert.weights import (
     read_checkpoint,
     write_checkpoint,
 )
-from ctxfast.nn.packed_linear import refresh
+from ctxfast.nn.packed_linear import refresh, set_precision
 
 Model = TypeVar("Model", bound="BertPreTrainedModel")
 
@@ -143,6 +143,7 @@ class BertPreTrainedModel(nn.Module):
         *,
         config: BertConfig | None = None,
         dtype: torch.dtype | str | None = None,
+        quantization: str | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -154,6 +155,8 @@ class BertPreTrainedModel(nn.Module):
         """Loads a model from a directory, the local Hugging Face cache, or the hub, in evaluation mode.
 
         dtype:     type of the parameters: float32 by default, whatever the file holds; "auto" keeps the file's
+        quantization: "int8" rounds weights and activations of the linear layers to 8 bits for inference on a CPU, at a
+                   documented error; as `ctxfast.nn.set_precision(model, "int8")`. Parameters and files stay as they are
         arguments: fields of `BertConfig` to override (num_labels, id2label, hidden_dropout_prob, ...) and keywords of
                    the class (add_pooling_layer, pack)
 
@@ -168,6 +171,8 @@ class BertPreTrainedModel(nn.Module):
         keywords = {name: arguments.pop(name) for name in _keywords(cls) if name in arguments}
         if "torch_dtype" in arguments:
             dtype = arguments.pop("torch_dtype")
+        if quantization not in (None, "int8"):
+            raise ValueError(f"{caller}: quantization must be None or 'int8', got {quantization!r}")
         unknown = sorted(set(arguments) - FIELDS)
         if unknown:
             raise TypeError(f"{caller}: unknown argument {', '.join(map(repr, unknown))}")
@@ -191,6 +196,8 @@ class BertPreTrainedModel(nn.Module):
         )
         model._warn(info, caller, str(directory))
         model.eval()
+        if quantization is not None:
+            set_precision(model, quantization)
         return (model, vars(info)) if output_loading_info else model
 
     def _load(

@@ -65,7 +65,10 @@ def embed(
     ] = "float32",
     compute_dtype: Annotated[
         str,
-        typer.Option(metavar="float32|bfloat16|float16", help="Of the model; float16 on GPU only."),
+        typer.Option(
+            metavar="float32|bfloat16|float16|int8",
+            help="Of the model; float16 on GPU only, int8 for a BERT on CPU.",
+        ),
     ] = "float32",
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the model runs.")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
-from ctxfast.nn.packed_linear import PackedModule, _Fingerprint
+from ctxfast.nn.packed_copy import Fingerprint
+from ctxfast.nn.packed_linear import PackedModule
 from ctxfast.ops import _dispatch, _native, _native_lstm
 
 State = tuple[Tensor, Tensor]
@@ -26,19 +27,19 @@ def block_orthogonal(weight: Tensor, rows: int, columns: int) -> None:
 
 
 class _PackedCell:
-    """The recurrent weights as the kernels of one instruction set read them, and what they were made from."""
+    """The weights as the kernels of one instruction set read them, and what they were made from."""
 
     def __init__(self, sources: list[Tensor], weight_dtype: torch.dtype | None) -> None:
         self.key = (_native.isa(), weight_dtype)
         # Outside inference mode, so that the copy also serves calls under no_grad.
         with torch.inference_mode(False), torch.no_grad():
-            weight_hr = sources[1] if len(sources) > 1 else None
-            self.tensor = _native_lstm.pack(sources[0], weight_hr, weight_dtype)
-            self.fingerprints = [_Fingerprint(source) for source in sources]
+            weight_hr = sources[2] if len(sources) > 2 else None
+            self.tensor = _native_lstm.pack(sources[0], sources[1], weight_hr, weight_dtype)
+            self.fingerprints = [Fingerprint(source) for source in sources]
 
     def fits(self, sources: list[Tensor], weight_dtype: torch.dtype | None) -> bool:
         return self.key == (_native.isa(), weight_dtype) and all(
-            map(_Fingerprint.matches, self.fingerprints, sources)
+            map(Fingerprint.matches, self.fingerprints, sources)
         )
 
     @property
@@ -102,13 +103,13 @@ class LstmCellWithProjection(PackedModule):
         state = self.state_linearity
         return self.input_linearity.weight, state.weight, state.bias, projection
 
-    def packed_recurrent(self, input: Tensor, weight_dtype: torch.dtype | None) -> Tensor | None:
-        """The valid packed copy of the recurrent weights, made if need be; None where the plain ones must run.
+    def packed_weights(self, input: Tensor, weight_dtype: torch.dtype | None) -> Tensor | None:
+        """The valid packed copy of the weights, made if need be; None where the plain ones must run.
 
         Frozen weights are packed in training too: nothing changes them behind torch's back.
         """
-        weights = self.weights
-        sources = [x for x in (weights[1], weights[3]) if x is not None]
+        weight_ih, weight_hh, _, weight_hr = self.weights
+        sources = [x for x in (weight_ih, weight_hh, weight_hr) if x is not None]
         trained = any(x.requires_grad for x in sources)
         if torch.is_grad_enabled():
             self._copy = None

@@ -27,7 +27,7 @@ class ElmoLstm(StatefulModule):
     project:     False for cells without a projection
     stateful:    see `StatefulModule`
 
-    weight_dtype, an attribute: torch.bfloat16 or torch.int8 holds recurrent weights so for inference; None is exact.
+    weight_dtype, an attribute: torch.bfloat16 or torch.int8 holds the weights so for inference; None is exact.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ElmoLstm(StatefulModule):
             return self._run_in_parts(layer, inputs, lengths, state, residual, chunk)
         forward, backward = self.cells(layer)
         weight_dtype = None if torch.is_grad_enabled() else self.weight_dtype
-        packed = tuple(cell.packed_recurrent(first, weight_dtype) for cell in (forward, backward))
+        packed = tuple(cell.packed_weights(first, weight_dtype) for cell in (forward, backward))
         weights: Any = tuple(zip(forward.weights, backward.weights, strict=True))
         return ops.bilstm(
             inputs,
@@ -197,7 +197,7 @@ class ElmoLstm(StatefulModule):
                     initial_state=(h, c),
                     reverse=not cell.go_forward,
                     weight_dtype=self.weight_dtype,
-                    packed=cell.packed_recurrent(part, self.weight_dtype),
+                    packed=cell.packed_weights(part, self.weight_dtype),
                     **cell.bounds,
                 )
                 output[:, start : start + chunk, place] = part_output

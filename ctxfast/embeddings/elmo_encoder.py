@@ -97,6 +97,10 @@ class ElmoEncoder:
             raise OptionError(
                 f"embed: pooling must be tokens, mean or max for an ELMo, got {options.pooling}"
             )
+        if options.compute_dtype == "int8":
+            raise OptionError(
+                "embed: compute_dtype must be float32 or bfloat16 for an ELMo, got int8"
+            )
         self.options = options
         self.device = find_device(options)
         self.model = ElmoBiLm(directory).eval().to(getattr(torch, options.compute_dtype))

@@ -116,7 +116,11 @@ def find_device(options: EmbedOptions) -> torch.device:
             f"embed: device must be present, got {name!r} of {torch.cuda.device_count()} GPUs"
         )
     if device.type == "cpu" and options.compute_dtype == "float16":
-        raise OptionError("embed: compute_dtype must be float32 or bfloat16 on a CPU, got float16")
+        raise OptionError(
+            "embed: compute_dtype must be float32, bfloat16 or int8 on a CPU, got float16"
+        )
+    if device.type != "cpu" and options.compute_dtype == "int8":
+        raise OptionError(f"embed: compute_dtype int8 must run on a CPU, got device {name!r}")
     return device
 
 
@@ -138,12 +142,14 @@ def file_sha256(path: Path) -> str:
 
 def _load(directory: Path, options: EmbedOptions) -> tuple[Any, Any]:
     pooler = options.pooling == "pooler"
+    quantized = options.compute_dtype == "int8"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*newly initialised")
         model, info = BertModel.from_pretrained(
             directory,
             add_pooling_layer=pooler,
-            dtype=getattr(torch, options.compute_dtype),
+            dtype=torch.float32 if quantized else getattr(torch, options.compute_dtype),
+            quantization="int8" if quantized else None,
             output_loading_info=True,
         )
     missing = sorted(info["missing_keys"])

@@ -11,7 +11,7 @@ OVERLONG = ("truncate", "split", "error")
 STORAGE_DTYPES = ("float32", "float16", "bfloat16")
 STATEFUL = ("reset", "carry")
 LAYOUTS = ("ctxfast", "allennlp")
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 class OptionError(ValueError):
@@ -59,7 +59,8 @@ class EmbedOptions:
         max_length: tokens per sequence, [CLS] and [SEP] included; the model's limit when None.
         batch_tokens: most tokens encoded at once.
         dtype: of the stored vectors. NPZ and HDF5 cannot hold bfloat16.
-        compute_dtype: of the model while it runs.
+        compute_dtype: of the model while it runs. "int8", of a BERT on a CPU, rounds weights and activations of the
+            linear layers to 8 bits.
         stateful: of an ELMo. "reset": a line's vectors do not depend on the lines before. "carry": each
             row of a batch goes on from the state of the batch before, in file order, as AllenNLP did.
         batch_size: lines of a batch where states are carried.

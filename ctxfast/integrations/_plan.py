@@ -122,9 +122,9 @@ def row_count(total: int, dtype: torch.dtype | None, model: nn.Module) -> int:
 
     dtype: the compute type of the layers of model, by default that of its parameters
     """
-    parameter = next(model.parameters(), None)
-    same = parameter is not None and dtype in (None, parameter.dtype)
-    if total and same and not model.training and takes_any_rows(parameter):  # type: ignore[arg-type]
+    weight = next((p for p in model.parameters() if p.dim() == 2), None)
+    same = weight is not None and dtype in (None, weight.dtype)
+    if total and same and not model.training and takes_any_rows(weight):  # type: ignore[arg-type]
         return total
     return max(ROW_MULTIPLE, -(-total // ROW_MULTIPLE) * ROW_MULTIPLE)
 

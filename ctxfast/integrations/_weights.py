@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ctxfast import ops
 from ctxfast.integrations._stock import parameter_of
 from ctxfast.nn import packed_linear
-from ctxfast.nn.packed_linear import PackedCopy, PackedModule
+from ctxfast.nn.packed_copy import PackedCopy
+from ctxfast.nn.packed_linear import PackedModule
 
 
 class PackedWeights:

@@ -10,6 +10,7 @@ from ctxfast.nn.packed_linear import (
     packed_bytes,
     refresh,
     set_packing,
+    set_precision,
 )
 from ctxfast.nn.scalar_mix import ScalarMix
 from ctxfast.nn.transformer import TransformerEncoder, TransformerEncoderLayer
@@ -27,4 +28,5 @@ __all__ = [
     "packed_bytes",
     "refresh",
     "set_packing",
+    "set_precision",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctxfast.nn.packed_linear import PackedCopy
+from ctxfast.nn.packed_copy import PackedCopy
 from ctxfast.ops._native_encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves
 
 __all__ = ["EncoderLayer", "EncoderRun", "encoder_layer_serves", "fuse_layer"]
@@ -21,11 +21,11 @@ __all__ = ["EncoderLayer", "EncoderRun", "encoder_layer_serves", "fuse_layer"]
 Norm = tuple[Tensor, Tensor, float]
 
 
-def _readable(parameter: Tensor, size: int) -> bool:
+def _readable(parameter: Tensor, size: int, dtype: torch.dtype) -> bool:
     """Whether a bias or a weight of a norm can be read as it lies."""
     return (
         type(parameter) is nn.Parameter
-        and parameter.dtype is torch.float32
+        and parameter.dtype is dtype
         and parameter.numel() == size
         and parameter.is_cpu
         and parameter.is_contiguous()
@@ -49,9 +49,9 @@ def fuse_layer(
     projection, output, up, down = copies
     if projection is None or output is None or up is None or down is None:
         return None
-    inner = up.plain.shape[0]
+    inner, dtype = up.plain.shape[0], up.plain.dtype
     if not (
-        projection.in_panels
+        all(c.in_panels and c.compute == dtype for c in (projection, output, up, down))
         and projection.plain.shape == (3 * size, size)
         and output.plain.shape == (size, size)
         and up.plain.shape == (inner, size)
@@ -59,11 +59,11 @@ def fuse_layer(
     ):
         return None
     for bias, columns in zip(biases, (size, inner, size), strict=True):
-        if bias is not None and not _readable(bias, columns):
+        if bias is not None and not _readable(bias, columns, dtype):
             return None
     (weight1, bias1, eps1), (weight2, bias2, eps2) = norms
     for parameter in (weight1, bias1, weight2, bias2):
-        if not _readable(parameter, size):
+        if not _readable(parameter, size, dtype):
             return None
     tensors = (
         *(projection.weight, projection.bias, output.weight, biases[0]),

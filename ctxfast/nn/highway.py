@@ -39,7 +39,7 @@ class Highway(nn.Module):
         x = inputs
         for layer in self._linears():
             if self._is_relu() and is_fusable(layer):
-                copy = layer.packed_weight([layer], x)
+                copy = layer.packed_weight([layer], x) if layer.precision is None else None
                 packed = None if copy is None else copy.weight
                 x = ops.highway(x, layer.weight, layer.bias, packed=packed)
             else:

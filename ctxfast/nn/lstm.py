@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ctxfast import ops
-from ctxfast.nn.packed_linear import PackedModule, _Fingerprint
+from ctxfast.nn.packed_copy import Fingerprint
+from ctxfast.nn.packed_linear import PackedModule
 from ctxfast.ops import _dispatch, _native, _native_lstm
 
 State = tuple[Tensor, Tensor]
@@ -19,21 +20,23 @@ Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class _PackedLayers:
-    """The recurrent weights of every layer and direction as the kernels read them, for one instruction set."""
+    """The weights of every layer and direction as the kernels read them, for one instruction set."""
 
     def __init__(self, weights: list[Weights], weight_dtype: torch.dtype | None) -> None:
         self.key = (_native.isa(), weight_dtype)
         # Outside inference mode, so that the copy also serves calls under no_grad.
         with torch.inference_mode(False), torch.no_grad():
-            self.tensors = [_native_lstm.pack(hh, hr, weight_dtype) for _, hh, _, hr in weights]
-            self.fingerprints = [_Fingerprint(x) for x in _recurrent(weights)]
+            self.tensors = [
+                _native_lstm.pack(ih, hh, hr, weight_dtype) for ih, hh, _, hr in weights
+            ]
+            self.fingerprints = [Fingerprint(x) for x in _matrices(weights)]
 
     def fits(self, weights: list[Weights], weight_dtype: torch.dtype | None) -> bool:
-        sources = _recurrent(weights)
+        sources = _matrices(weights)
         return (
             self.key == (_native.isa(), weight_dtype)
             and len(sources) == len(self.fingerprints)
-            and all(map(_Fingerprint.matches, self.fingerprints, sources))
+            and all(map(Fingerprint.matches, self.fingerprints, sources))
         )
 
     @property
@@ -41,8 +44,8 @@ class _PackedLayers:
         return sum(tensor.numel() for tensor in self.tensors)
 
 
-def _recurrent(weights: list[Weights]) -> list[Tensor]:
-    return [x for _, hh, _, hr in weights for x in (hh, hr) if x is not None]
+def _matrices(weights: list[Weights]) -> list[Tensor]:
+    return [x for ih, hh, _, hr in weights for x in (ih, hh, hr) if x is not None]
 
 
 class LSTM(PackedModule, nn.LSTM):
@@ -52,7 +55,7 @@ class LSTM(PackedModule, nn.LSTM):
     packing for sequences of their own lengths. Calls that the operator's C++ code does not serve (other devices,
     float16, quantised or distributed parameters) run on torch's own implementation.
 
-    In evaluation mode without gradients it holds a second copy of the recurrent weights, in the layout of the kernels:
+    In evaluation mode without gradients it holds a second copy of the weights, in the layout of the kernels:
     see `ctxfast.nn.packed_linear` for the rules, `packed_bytes` for its memory and `pack = False` for doing without.
 
     `torch.compile` leaves every subclass of torch.nn.LSTM out of its graphs unless `torch._dynamo.config.allow_rnn` is
@@ -99,7 +102,7 @@ class LSTM(PackedModule, nn.LSTM):
         self._copy = None
         if all(
             type(x) is nn.Parameter and x.dtype == input.dtype and x.is_contiguous()
-            for x in _recurrent(weights)
+            for x in _matrices(weights)
         ):
             self._copy = _PackedLayers(weights, self.weight_dtype)
         return self._copy

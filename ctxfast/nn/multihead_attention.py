@@ -200,8 +200,9 @@ class MultiheadAttention(PackedModule, nn.MultiheadAttention):
         weight = self.in_proj_weight
         if query is key and key is value:
             copy = self._packed((weight,), (bias,), query)
-            packed = None if copy is None else copy.weight
-            return ops.linear(query, weight, bias, packed=packed).chunk(3, -1)
+            if copy is None:
+                return ops.linear(query, weight, bias).chunk(3, -1)
+            return copy.linear(query, bias, None).chunk(3, -1)
         q_weight, kv_weight = weight[:size], weight[size:]
         q_bias, kv_bias = (None, None) if bias is None else (bias[:size], bias[size:])
         q = ops.linear(query, q_weight, q_bias)

@@ -1,116 +1,30 @@
 """Linear layers that keep a packed copy of their weight for inference, and the rules under which the copy is used.
 
 Libraries for matrix products reorder a weight into their own blocked layout on every call, unless they are given it
-reordered. There is one copy: in float32 in the layout of csrc, which serves any number of rows, in bfloat16 in that of
-oneDNN. The copy belongs to a module, never to a global table, and serves only calls without gradients in evaluation
-mode. It is dropped by `.train()`, `.to()` and its relatives, `load_state_dict`, deepcopy and pickling, and by every
-forward that records gradients, because fused optimisers change a weight without raising its version. It is rebuilt when
-the parameter object, its address, shape, dtype, version or one of a few sampled values differ. What escapes all that, a
-write to single elements through NumPy or `.data`, needs `refresh(model)`.
+reordered. There is one copy, in the form that the compute type asks for (`packed_copy`): that of csrc, which serves any
+number of rows, or, for what csrc does not take, that of oneDNN. The copy belongs to a module, never to a global table,
+and serves only calls without gradients in evaluation mode. It is dropped by `set_precision`, `.train()`, `.to()` and
+its relatives, `load_state_dict`, deepcopy and pickling, and by every forward that records gradients, because fused
+optimisers change a weight without raising its version. It is rebuilt when the parameter object, its address, shape,
+dtype, version or one of a few sampled values differ. What escapes all that, a write to single elements through NumPy or
+`.data`, needs `refresh(model)`.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
+from ctxfast.nn.packed_copy import Biases, PackedCopy, Weights
 from ctxfast.ops import _dispatch, _native_linear, _onednn
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 from ctxfast.reference.linear import ACTIVATIONS
 
-# The layout that oneDNN chooses for this many rows was within 5 % of the best one for every count from 16 to 2,048.
-_EXPECTED_ROWS = 256
-_SAMPLES = 4
-
-
-class _Fingerprint:
-    """What must stay as it is for a copy of a parameter to be believed."""
-
-    __slots__ = ("address", "dtype", "parameter", "sample", "shape", "values", "version")
-
-    def __init__(self, parameter: Tensor) -> None:
-        self.parameter = weakref.ref(parameter)
-        self.address = parameter.data_ptr()
-        self.shape = parameter.shape
-        self.dtype = parameter.dtype
-        self.version = None if parameter.is_inference() else parameter._version
-        flat = parameter.detach().view(-1)
-        if flat.dtype == torch.bfloat16:  # NumPy has no such type
-            flat = flat.view(torch.int16)
-        step = max(1, (flat.numel() - 1) // (_SAMPLES - 1))
-        # A view: it reads what is there now. DLPack, unlike Tensor.numpy, leaves the storage resizable, as FSDP needs.
-        self.sample = np.from_dlpack(flat)[::step]
-        self.values = self.sample.tobytes()
-
-    def matches(self, parameter: Tensor) -> bool:
-        # The address comes before the sample: a storage that was freed since must not be read.
-        return (
-            self.parameter() is parameter
-            and self.address == parameter.data_ptr()
-            and (self.version is None or self.version == parameter._version)
-            and self.values == self.sample.tobytes()
-            and self.dtype == parameter.dtype
-            and self.shape == parameter.shape
-        )
-
-
-Weights = Sequence[Tensor]
-Biases = Sequence[Tensor | None]
-
-
-def _sources(weights: Weights, biases: Biases) -> list[Tensor]:
-    """The parameters that a copy is made from: one weight, or several and their biases, which are stacked too."""
-    if len(weights) == 1:
-        return [*weights]
-    return [*weights, *(bias for bias in biases if bias is not None)]
-
-
-class PackedCopy:
-    """A packed weight, the bias [N] of stacked layers, and the fingerprints of what they were made from.
-
-    plain: what `ops.linear` takes as weight [N, K] where nobody holds the plain one. It has the shape; whoever read
-    its values instead of the packed ones would get NaN.
-    """
-
-    __slots__ = ("bias", "fingerprints", "plain", "weight")
-
-    def __init__(self, weights: Weights, biases: Biases, dtype: torch.dtype) -> None:
-        sources = _sources(weights, biases)
-        count = len(weights)
-        # Outside inference mode, so that the copy also serves calls under no_grad.
-        with torch.inference_mode(False), torch.no_grad():
-            weight = sources[0] if count == 1 else torch.cat(sources[:count])
-            self.bias = torch.cat(sources[count:]).to(dtype) if len(sources) > count else None
-            self.weight = _pack(weight.to(dtype))
-            self.plain = torch.full((1, 1), torch.nan, dtype=dtype).expand(weight.shape)
-            self.fingerprints = [_Fingerprint(source) for source in sources]
-
-    def matches(self, weights: Weights, biases: Biases) -> bool:
-        sources = _sources(weights, biases)
-        return len(sources) == len(self.fingerprints) and all(
-            map(_Fingerprint.matches, self.fingerprints, sources)
-        )
-
-    @property
-    def in_panels(self) -> bool:
-        """Whether it has the layout of csrc."""
-        return self.weight.layout is torch.strided
-
-    @property
-    def nbytes(self) -> int:
-        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _pack(weight: Tensor) -> Tensor:
-    if _native_linear.pack_refuses(weight.dtype) is None:
-        return _native_linear.pack(weight)
-    return _onednn.pack(weight, _EXPECTED_ROWS)
+_COMPUTE = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class PackedModule(nn.Module):
@@ -118,9 +32,11 @@ class PackedModule(nn.Module):
 
     pack: set it to False, or use `set_packing`, to run on the plain weights and save the memory of the copy.
     cast: whether the copy takes the dtype of the input where the weights have another.
+    precision: None, "bfloat16" or "int8", from `set_precision`: the compute type wherever the copy serves.
     """
 
     cast = False
+    precision: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -153,14 +69,14 @@ class PackedModule(nn.Module):
             return None
         if self.training or not self.pack or not _permitted(input):
             return None
-        copy = self._copy
-        dtype = input.dtype
-        if copy is not None and copy.weight.dtype == dtype and copy.matches(weights, biases):
+        copy, precision = self._copy, self.precision
+        compute = input.dtype if precision is None else _COMPUTE[precision]
+        if copy is not None and copy.compute == compute and copy.matches(weights, biases):
             return copy
-        if not _packable(weights, biases, input, self.cast):
+        if not _packable(weights, biases, input, self.cast or precision is not None):
             self._copy = None
             return None
-        self._copy = copy = PackedCopy(weights, biases, dtype)
+        self._copy = copy = PackedCopy(weights, biases, compute)
         return copy
 
     def train(self, mode: bool = True) -> PackedModule:
@@ -194,16 +110,20 @@ def _permitted(input: Tensor) -> bool:
     )
 
 
-def takes_any_rows(parameter: Tensor) -> bool:
-    """Whether packed copies of parameters like this one serve every number of rows alike.
+def takes_any_rows(parameter: Tensor, precision: str | None = None) -> bool:
+    """Whether packed copies of parameters like this one, in that compute type, serve every number of rows alike.
 
     To the GEMM library a number of rows that is new costs time, so that callers round it up.
     """
+    compute = parameter.dtype if precision is None else _COMPUTE[precision]
     return (
         not torch.is_grad_enabled()
         and _permitted(parameter)
-        and _native_linear.pack_refuses(parameter.dtype) is None
         and parameter.is_cpu
+        and parameter.dim() == 2
+        and (
+            precision == "int8" or _native_linear.pack_refuses(compute, parameter.shape[1]) is None
+        )
     )
 
 
@@ -234,12 +154,22 @@ def _parameters(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
 class PackedLinear(PackedModule, nn.Linear):
     """torch.nn.Linear, with the same parameters and results, on the fused operator and a packed weight."""
 
-    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
-        """activation(input @ weight^T + bias): input [..., K] -> [..., N]; activation as in `ctxfast.ops.linear`."""
+    def forward(
+        self, input: Tensor, activation: str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """activation(input @ weight^T + bias): input [..., K] -> [..., N]; activation as in `ctxfast.ops.linear`.
+
+        dtype: of the result, by default that of input, where `set_precision` gave a compute type
+        """
         weight, bias = _parameters(self)
         copy = self._packed((weight,), (bias,), input)
-        packed = None if copy is None else copy.weight
-        return ops.linear(input, weight, bias, activation=activation, packed=packed)
+        if self.precision is None:
+            packed = None if copy is None else copy.weight
+            return ops.linear(input, weight, bias, activation=activation, packed=packed)
+        if copy is not None:
+            return copy.linear(input, bias, activation, dtype)
+        output = ops.linear(input.to(weight.dtype), weight, bias, activation=activation)
+        return output.to(dtype or input.dtype)
 
 
 def is_fusable(linear: nn.Module) -> bool:
@@ -253,18 +183,35 @@ def is_fusable(linear: nn.Module) -> bool:
     )
 
 
-def linear(module: nn.Module, input: Tensor, activation: str | None = None) -> Tensor:
-    """activation(module(input)), fused where `module` is a plain PackedLinear.
+def linear(
+    module: nn.Module,
+    input: Tensor,
+    activation: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """activation(module(input)), fused where `module` is a plain PackedLinear; in `dtype`, by default that of input.
 
     Adapters and hooks that users put around the layer see the layer alone, as in an unfused model.
     """
     if is_fusable(module):
-        return PackedLinear.forward(module, input, activation)  # type: ignore[arg-type]
-    return ACTIVATIONS[activation or "none"](module(input))
+        return PackedLinear.forward(module, input, activation, dtype)  # type: ignore[arg-type]
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.dtype != input.dtype and _exact_types(input):
+        dtype = dtype or input.dtype  # around it others compute in a narrower type
+        input = input.to(weight.dtype)
+    output = ACTIVATIONS[activation or "none"](module(input))
+    return output if dtype is None else output.to(dtype)
+
+
+def _exact_types(input: Tensor) -> bool:
+    return input.is_floating_point() and not torch.is_autocast_enabled(input.device.type)
 
 
 def stacked_linear(
-    owner: PackedModule, modules: Sequence[nn.Module], input: Tensor
+    owner: PackedModule,
+    modules: Sequence[nn.Module],
+    input: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """module(input) for each of several layers of one output size, in one product where `owner` may hold their copy."""
     copy = None
@@ -272,9 +219,25 @@ def stacked_linear(
         pairs = [_parameters(module) for module in modules]  # type: ignore[arg-type]
         copy = owner._packed([w for w, _ in pairs], [b for _, b in pairs], input)
     if copy is None:
-        return tuple(linear(module, input) for module in modules)
-    output = ops.linear(input, copy.plain, copy.bias, packed=copy.weight)
+        return tuple(linear(module, input, None, dtype) for module in modules)
+    output = copy.linear(input, copy.bias, None, dtype)
     return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
+
+
+def computes_in(owner: PackedModule, precision: str, input: Tensor) -> bool:
+    """Whether the layers of `owner` compute in that precision, set by `set_precision`, in this call."""
+    return (
+        owner.precision == precision
+        and owner.pack
+        and not owner.training
+        and not torch.is_grad_enabled()
+        and _permitted(input)
+    )
+
+
+def inner_dtype(owner: PackedModule, input: Tensor) -> torch.dtype | None:
+    """The type of what is only multiplied again, inside a layer: bfloat16 beside 8-bit products, else as it comes."""
+    return torch.bfloat16 if computes_in(owner, "int8", input) else None
 
 
 def packed_copies(
@@ -304,6 +267,34 @@ def set_packing(model: nn.Module, pack: bool) -> None:
     for module in model.modules():
         if isinstance(module, PackedModule):
             module.pack = pack
+            module.drop_packed()
+
+
+def set_precision(model: nn.Module, precision: str | None) -> None:
+    """Sets the compute type of the linear layers of `model` for calls without gradients in evaluation mode.
+
+    precision: None, the dtype of the parameters (exact); "bfloat16"; or "int8", one scale for each output channel and
+        each row of the input. Parameters, their dtype and the state_dict stay as they are; training and calls that
+        record gradients run on them.
+
+    Raises ValueError for another name, and where this machine cannot compute in that type.
+    """
+    if precision not in (None, "bfloat16", "int8"):
+        raise ValueError(
+            f"set_precision: precision must be None, 'bfloat16' or 'int8', got {precision!r}"
+        )
+    reason = None
+    if precision == "int8":
+        reason = int8_unavailable_reason()
+    elif precision == "bfloat16":
+        reason = _onednn.linear_refuses(
+            torch.empty(1, 1, dtype=torch.bfloat16), torch.empty(1, 1), None, "none", None, None
+        )
+    if reason is not None:
+        raise ValueError(f"set_precision: {precision} is not available here: {reason}")
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.precision = precision
             module.drop_packed()
 
 

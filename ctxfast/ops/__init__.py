@@ -18,10 +18,12 @@ from ctxfast.ops.highway import highway
 from ctxfast.ops.layer_norm import add_layer_norm
 from ctxfast.ops.linear import linear
 from ctxfast.ops.linear_cross_entropy import linear_cross_entropy
+from ctxfast.ops.linear_int8 import QuantizedWeight, linear_int8, quantize_weight
 from ctxfast.ops.lstm import bilstm, lstm, pack_lstm
 from ctxfast.ops.scalar_mix import scalar_mix
 
 __all__ = [
+    "QuantizedWeight",
     "add_layer_norm",
     "attention",
     "attention_varlen",
@@ -34,9 +36,11 @@ __all__ = [
     "highway",
     "linear",
     "linear_cross_entropy",
+    "linear_int8",
     "lstm",
     "scalar_mix",
     "linear_cross_entropy",
     "pack_lstm",
+    "quantize_weight",
     "use_backend",
 ]

@@ -1,8 +1,8 @@
 """What every implementation of the LSTM operator shares: the products outside the loop over time.
 
-An implementation supplies a `Recurrence`, the loop over time and its way back, which sees what the input contributes to
-the gates, the recurrent weights and the lengths. The product with the input comes before it, those that give the
-gradients of input and weights after it; both are single large products, on the GEMM library of the platform.
+An implementation supplies a `Recurrence`, the loop over time and its way back. The product with the input comes before
+it (`input_gates`, or within), those that give the gradients of input and weights after it: single large products, on
+the GEMM library of the platform or of the implementation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxfast.ops import _onednn
+from ctxfast.reference.lstm import input_gates as rounded_gates
 from ctxfast.reference.lstm import (
     lstm_recurrence,
     lstm_recurrence_backward,
@@ -101,16 +102,28 @@ class Kept:
         return self.output, self.h, self.c, self.gates, self.cells, self.projected
 
 
+Gradients = tuple[list[Tensor], list[Tensor | None], list[Tensor | None], Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Recurrence:
-    """forward(directions, gates of each direction [B, T, 4H], sequences, save) -> Kept
+    """forward(directions, sequences, save) -> Kept
     backward(directions, sequences, kept, grad_output [B, T, D * P], grad_h, grad_c)
         -> for each direction the gradients of gates [B, T, 4H] and, with a projection, of projected [B, T, P], both in
-           the type of the input and 0 past a row's end; then of h0 and c0
+           the type of the input and 0 past a row's end; what the projection read, o * tanh(c) [B, T, H], or None
+           where the loop does not leave it; then the gradients of h0 and c0
+    product(a [M, K], b [K, N]) -> a @ b in float32 and float64, by default on the library of the platform
     """
 
     forward: Callable[..., Kept]
-    backward: Callable[..., tuple[list[Tensor], list[Tensor | None], Tensor, Tensor]]
+    backward: Callable[..., Gradients]
+    product: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        """a [M, K] @ b [K, N]"""
+        if self.product is None or a.dtype not in (torch.float32, torch.float64):
+            return _linear(a, b.t(), None)
+        return self.product(a, b)
 
 
 def parse(
@@ -168,6 +181,11 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(input, weight, bias)
 
 
+def input_gates(directions: list[Direction], sequences: Sequences, save: bool) -> list[Tensor]:
+    """What the input contributes to the gates of each direction, [B, T, 4H]."""
+    return [_input_gates(d, None if save else sequences.lengths) for d in directions]
+
+
 def _input_gates(d: Direction, lengths: Tensor | None) -> Tensor:
     """[B, T, 4H], undefined past a row's end where many positions lie there: those are not computed.
 
@@ -190,8 +208,7 @@ def _input_gates(d: Direction, lengths: Tensor | None) -> Tensor:
 def forward(recurrence: Recurrence, arguments: tuple[Any, ...], save: bool) -> Kept:
     directions, sequences = parse(*arguments)
     _check_lengths(sequences.lengths, directions[0].input.shape[1])
-    gates = [_input_gates(d, None if save else sequences.lengths) for d in directions]
-    return recurrence.forward(directions, gates, sequences, save)
+    return recurrence.forward(directions, sequences, save)
 
 
 def _valid_rows(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -212,7 +229,7 @@ def backward(
     directions, sequences = parse(*arguments)
     if kept.gates.numel() == 0 and kept.output.numel() > 0:
         kept = forward(recurrence, arguments, True)
-    dgates, dprojected, dh0, dc0 = recurrence.backward(directions, sequences, kept, *grads)
+    dgates, dprojected, left, dh0, dc0 = recurrence.backward(directions, sequences, kept, *grads)
     features = sequences.h0.shape[-1]
     absent = sequences.h0.new_empty(0)
     found: list[list[Tensor]] = [[] for _ in range(5)]
@@ -223,17 +240,20 @@ def backward(
         before = previous_states(output, sequences.h0[k], sequences.lengths, d.reverse).reshape(
             -1, features
         )
-        found[0].append(_linear(rows, d.weight_ih.t(), None).view(d.input.shape))
-        found[1].append(_linear(rows.t(), input.t(), None))
-        found[2].append(_linear(rows.t(), before.t(), None))
+        found[0].append(recurrence.multiply(rows, d.weight_ih).view(d.input.shape))
+        found[1].append(recurrence.multiply(rows.t(), input))
+        found[2].append(recurrence.multiply(rows.t(), before))
         found[3].append(absent if d.bias is None else rows.sum(0))
         projected = dprojected[k]
         if d.weight_hr is None or projected is None:
             found[4].append(absent)
         else:
-            full = _full_states(kept, sequences, k).to(d.input.dtype)
-            full_rows = _valid_rows(full, sequences.lengths)
-            found[4].append(_linear(projected.reshape(-1, features).t(), full_rows.t(), None))
+            full = left[k]
+            if full is None:
+                full = _full_states(kept, sequences, k).to(d.input.dtype)
+                full = _valid_rows(full, sequences.lengths)
+            full_rows = full.reshape(-1, full.shape[-1])
+            found[4].append(recurrence.multiply(projected.reshape(-1, features).t(), full_rows))
     if len(directions) == 1:
         for parts in found:
             parts.append(absent)
@@ -252,9 +272,12 @@ def _full_states(kept: Kept, sequences: Sequences, k: int) -> Tensor:
     return kept.gates[k][..., -cells.shape[-1] :] * cells.tanh()
 
 
-def _reference_forward(
-    directions: list[Direction], gates: list[Tensor], sequences: Sequences, save: bool
-) -> Kept:
+def _reference_forward(directions: list[Direction], sequences: Sequences, save: bool) -> Kept:
+    if sequences.weight_dtype is None:
+        gates = input_gates(directions, sequences, save)
+    else:
+        held = sequences.weight_dtype
+        gates = [rounded_gates(d.input, d.weight_ih, d.bias, held) for d in directions]
     kept = Kept.allocate(directions, sequences, save)
     features = sequences.h0.shape[-1]
     for k, d in enumerate(directions):
@@ -280,7 +303,7 @@ def _reference_backward(
     grad_output: Tensor,
     grad_h: Tensor,
     grad_c: Tensor,
-) -> tuple[list[Tensor], list[Tensor | None], Tensor, Tensor]:
+) -> Gradients:
     features = sequences.h0.shape[-1]
     found = []
     for k, d in enumerate(directions):
@@ -303,6 +326,7 @@ def _reference_backward(
     return (
         [x.to(dtype) for x in dgates],
         [None if directions[0].weight_hr is None else x.to(dtype) for x in dprojected],
+        [None] * len(directions),
         torch.stack(dh0).to(dtype),
         torch.stack(dc0),
     )

@@ -14,6 +14,7 @@ from ctxfast.ops._library import define, gradients_through_reference
 
 # What a gradient flows to: everything up to c0.
 _DIFFERENTIABLE = 12
+_ARGUMENTS = 20  # without save
 _INPUTS = (
     "Tensor input, Tensor? input_reverse, Tensor weight_ih, Tensor? weight_ih_reverse, "
     "Tensor weight_hh, Tensor? weight_hh_reverse, Tensor? bias, Tensor? bias_reverse, "
@@ -74,6 +75,7 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[3:])
+    ctx.set_materialize_grads(False)  # zeros for the gates that are kept would be large
     _keep(ctx, (*inputs[:-1], *output))
 
 
@@ -119,9 +121,13 @@ _lstm_backward = define(
 )
 
 
-def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     arguments = _restore(ctx)
-    found = _lstm_backward(*grads[:3], *arguments)
+    results = arguments[_ARGUMENTS : _ARGUMENTS + 3]
+    present = (
+        x.new_zeros(x.shape) if g is None else g for x, g in zip(results, grads, strict=False)
+    )
+    found = _lstm_backward(*present, *arguments)
     inputs = arguments[:_DIFFERENTIABLE]
     results = [None if x is None else g for x, g in zip(inputs, found, strict=True)]
     return *results, *(None,) * 9

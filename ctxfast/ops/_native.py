@@ -155,6 +155,17 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % x.element_size() == 0 else x.clone()
 
 
+_LARGE_BYTES = 4 << 20
+
+
+def _large(x: Tensor) -> Tensor:
+    """x, fresh and not yet written, on large pages if it is large: first writes then cost a third."""
+    bytes = x.numel() * x.element_size()
+    if bytes >= _LARGE_BYTES:
+        _module().advise_large_pages(x.data_ptr(), bytes)
+    return x
+
+
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """x as rows [..., N] with unit stride inside a row, and the stride from row to row."""
     if not x.is_contiguous():

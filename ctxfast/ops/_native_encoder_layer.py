@@ -12,19 +12,27 @@ import torch
 from torch import Tensor
 
 from ctxfast.ops import _dispatch
-from ctxfast.ops._native import _NOT_MONOTONE, _address, _aligned, _check, _module, available
+from ctxfast.ops._native import (
+    _DTYPES,
+    _NOT_MONOTONE,
+    _address,
+    _aligned,
+    _check,
+    _module,
+    available,
+)
 from ctxfast.ops._native_linear import _ACTIVATIONS
 
 
 def encoder_layer_serves(hidden: Tensor, heads: int) -> bool:
-    """Whether layers may run as one call each on hidden [T, N]: float32 on a CPU, and nobody looks at their parts.
+    """Whether layers may run as one call each on hidden [T, N], float32 or bfloat16 on a CPU, unseen.
 
-    Gradients, autocast, compilation, transforms, modes and `explain` look at them.
+    Gradients, autocast, compilation, transforms, modes and `explain` look at their parts.
     """
     return (
         not torch.is_grad_enabled()
         and type(hidden) is Tensor
-        and hidden.dtype is torch.float32
+        and hidden.dtype in (torch.float32, torch.bfloat16)
         and hidden.is_cpu
         and hidden.layout is torch.strided
         and hidden.dim() == 2
@@ -60,11 +68,12 @@ class EncoderLayer(NamedTuple):
         eps2: float,
         scale: float,
     ) -> EncoderLayer:
-        """tensors: float32 and contiguous. Panels of `_native_linear.pack` and bias of query, key and value stacked,
-        of the attention output, and of the two layers of the feed-forward block of `inner` units; weight and bias of
-        the norm behind the attention, and of that behind the feed-forward block
+        """tensors: contiguous, of one dtype, float32 or bfloat16. Panels of `_native_linear.pack` and bias of query,
+        key and value stacked, of the attention output, and of the two layers of the feed-forward block of `inner`
+        units; weight and bias of the norm behind the attention, and of that behind the feed-forward block
         """
-        shape = (size, inner, heads, _ACTIVATIONS[activation], eps1, eps2, scale)
+        dtype = next(_DTYPES[tensor.dtype] for tensor in tensors if tensor is not None)
+        shape = (dtype, size, inner, heads, _ACTIVATIONS[activation], eps1, eps2, scale)
         return cls(tensors, tuple(map(_address, tensors)), shape)
 
 
@@ -76,16 +85,16 @@ class EncoderRun:
         self._native = _module()
         self._cu_seqlens = _aligned(cu_seqlens.contiguous())
         self._batch = (cu_seqlens.shape[0] - 1, max_seqlen, torch.get_num_threads())
-        self._workspace = torch.empty(0)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
 
     def __call__(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
         """[T, N] -> [T, N], for which `encoder_layer_serves`; errors as `ops.attention_varlen`."""
         hidden = _aligned(hidden.contiguous())
         rows = hidden.shape[0]
-        floats = self._native.encoder_layer_workspace(rows, *layer.shape[:3])
-        if self._workspace.shape[0] < floats:
-            self._workspace = torch.empty(floats)
-        output = torch.empty(hidden.shape)
+        bytes = self._native.encoder_layer_workspace(rows, *layer.shape[:4])
+        if self._workspace.shape[0] < bytes:
+            self._workspace = torch.empty(bytes, dtype=torch.uint8)
+        output = torch.empty_like(hidden)
         status = self._native.encoder_layer(
             layer.addresses,
             layer.shape,

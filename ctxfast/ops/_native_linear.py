@@ -16,20 +16,29 @@ from ctxfast.ops._native import (
     unavailable_reason,
 )
 
-_ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/linear.h
-_PANEL = 32  # columns of a panel there
+_ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
+_PANEL = 32  # columns of a panel in csrc/cpu/linear.h
 
 
-def pack_refuses(dtype: torch.dtype) -> str | None:
-    """Why weights of this dtype are not packed into panels, or None."""
-    return unavailable_reason() if dtype == torch.float32 else f"dtype {dtype} is not float32"
+def pack_refuses(dtype: torch.dtype, depth: int) -> str | None:
+    """Why weights [N, depth] of this dtype are not packed into panels, or None."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"dtype {dtype} is neither float32 nor bfloat16"
+    if dtype == torch.bfloat16 and depth % 2:
+        return f"an odd input size of {depth} in bfloat16"
+    return unavailable_reason()
 
 
 def pack(weight: Tensor) -> Tensor:
-    """weight [N, K] as panels of 32 rows, [ceil(N / 32), K, 32], padded with 0: in the order in which it is read."""
+    """weight [N, K] as panels of 32 rows, [ceil(N / 32), K, 32], padded with 0: in the order in which it is read.
+
+    In bfloat16 [ceil(N / 32), K / 2, 32, 2]: a processor that multiplies it takes neighbours along K in pairs.
+    """
     rows, depth = weight.shape
     panels = -(-rows // _PANEL)
     padded = F.pad(weight.detach(), (0, 0, 0, panels * _PANEL - rows))
+    if weight.dtype == torch.bfloat16:
+        return padded.view(panels, _PANEL, depth // 2, 2).transpose(1, 2).contiguous()
     return padded.view(panels, _PANEL, depth).transpose(1, 2).contiguous()
 
 
@@ -44,8 +53,8 @@ def linear_refuses(
     """Why the native code cannot run this linear, or None."""
     if packed is None or packed.layout is not torch.strided:
         return "the weight is not packed into panels"
-    if input.dtype != torch.float32:
-        return f"dtype {input.dtype} is not float32"
+    if packed.dtype != input.dtype:
+        return f"the weight is packed in {packed.dtype}"
     if 0 in input.shape or 0 in weight.shape:
         return "empty input"
     return _refusal(input, packed, bias, residual)
@@ -62,12 +71,13 @@ def linear(
     """activation(input @ weight^T + bias) + residual; of weight only the shape counts."""
     columns, depth = weight.shape
     rows, stride = _rows(input if input.dim() == 2 else input.reshape(-1, depth))
-    output = torch.empty((*input.shape[:-1], columns))
+    output = input.new_empty((*input.shape[:-1], columns))
     bias = None if bias is None else bias.contiguous()
     residual_stride = 0
     if residual is not None:
         residual, residual_stride = _rows(residual.reshape(-1, columns))
     status = _module().linear(
+        _DTYPES[input.dtype],
         rows.data_ptr(),
         stride,
         packed.data_ptr(),
@@ -82,6 +92,39 @@ def linear(
         torch.get_num_threads(),
     )
     _check("linear", status)
+    return output
+
+
+def linear_int8(
+    input: Tensor,
+    panels: Tensor,
+    scales: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[..., N]; arguments of the registered operator, nothing empty."""
+    rows, stride = _rows(input.reshape(-1, input.shape[-1]))
+    output = torch.empty((*input.shape[:-1], scales.shape[0]), dtype=dtype)
+    panels, scales, sums = panels.contiguous(), scales.contiguous(), sums.contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    status = _module().linear_int8(
+        _DTYPES[input.dtype],
+        _DTYPES[dtype],
+        rows.data_ptr(),
+        stride,
+        panels.data_ptr(),
+        scales.data_ptr(),
+        sums.data_ptr(),
+        _address(bias),
+        output.data_ptr(),
+        *rows.shape,
+        scales.shape[0],
+        _ACTIVATIONS[activation],
+        torch.get_num_threads(),
+    )
+    _check("linear_int8", status)
     return output
 
 

@@ -1,4 +1,4 @@
-"""The LSTM's loop over time in csrc: see `ctxfast.ops._native` for the rules of the boundary."""
+"""The LSTM in csrc: see `ctxfast.ops._native` for the rules of the boundary."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctxfast.ops._lstm import Direction, Kept, Recurrence, Sequences
-from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _module, _refusal
+from ctxfast.ops._lstm import Direction, Gradients, Kept, Recurrence, Sequences
+from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
+from ctxfast.ops._native_matrix_product import product
 
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
 
@@ -30,15 +31,16 @@ def _weight_type(dtype: torch.dtype, weight_dtype: torch.dtype | None) -> int:
 
 
 def pack(
+    weight_ih: Tensor | None,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
     weight_dtype: torch.dtype | None = None,
     *,
     backward: bool = False,
 ) -> Tensor:
-    """The recurrent weights in the layout of the kernels, uint8, for the instruction set in use."""
-    weight_hh = _aligned(weight_hh.detach().contiguous())
-    weight_hr = None if weight_hr is None else _aligned(weight_hr.detach().contiguous())
+    """The weights in the layout of the kernels, uint8, for the instruction set in use; backward needs no weight_ih."""
+    given = (None if x is None else _dense(x.detach()) for x in (weight_ih, weight_hh, weight_hr))
+    weight_ih, weight_hh, weight_hr = given  # type: ignore[assignment]
     rows, features = weight_hh.shape
 
     def call(packed: int) -> int:
@@ -46,9 +48,11 @@ def pack(
             _DTYPES[weight_hh.dtype],
             _weight_type(weight_hh.dtype, weight_dtype),
             backward,
+            0 if weight_ih is None else weight_ih.shape[1],
             rows // 4,
             features,
             weight_hr is not None,
+            _address(weight_ih),
             weight_hh.data_ptr(),
             _address(weight_hr),
             packed,
@@ -58,7 +62,7 @@ def pack(
             _check("lstm", found)
         return found
 
-    packed = torch.empty(call(0), dtype=torch.uint8)
+    packed = _large(torch.empty(call(0), dtype=torch.uint8))
     call(packed.data_ptr())
     return packed
 
@@ -72,6 +76,7 @@ def _fits(packed: Tensor | None, d: Direction, weight_type: int) -> bool:
         packed.numel(),
         _DTYPES[d.input.dtype],
         weight_type,
+        d.weight_ih.shape[1],
         d.weight_hh.shape[0] // 4,
         d.weight_hh.shape[1],
         d.weight_hr is not None,
@@ -81,9 +86,8 @@ def _fits(packed: Tensor | None, d: Direction, weight_type: int) -> bool:
 def _numbers(directions: list[Direction]) -> tuple[int, ...]:
     first = directions[0]
     rows, features = first.weight_hh.shape
-    batch, steps = first.input.shape[:2]
     projected = int(first.weight_hr is not None)
-    return _DTYPES[first.input.dtype], batch, steps, rows // 4, features, projected
+    return _DTYPES[first.input.dtype], *first.input.shape, rows // 4, features, projected
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -103,25 +107,27 @@ def _part(x: Tensor, k: int) -> int:
     return x[k].data_ptr() if x.numel() else 0
 
 
-def forward(
-    directions: list[Direction], gates: list[Tensor], sequences: Sequences, save: bool
-) -> Kept:
-    """The loop of every direction, in one call."""
+def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Kept:
+    """The product with the input and the loop of every direction, in one call."""
     kept = Kept.allocate(directions, sequences, save)
+    for x in kept.tensors():
+        _large(x)
     features = sequences.h0.shape[-1]
     weight_type = _weight_type(directions[0].input.dtype, sequences.weight_dtype)
     h0, c0 = _dense(sequences.h0), _dense(sequences.c0)
     mask = None if sequences.mask is None else _dense(sequences.mask)
-    gates = [_unit_stride(x) for x in gates]
+    inputs = [_unit_stride(d.input) for d in directions]
+    biases = [None if d.bias is None else _dense(d.bias) for d in directions]
     packed = [
         d.packed
         if _fits(d.packed, d, weight_type)
-        else pack(d.weight_hh, d.weight_hr, sequences.weight_dtype)
+        else pack(d.weight_ih, d.weight_hh, d.weight_hr, sequences.weight_dtype)
         for d in directions
     ]
     ways = [
         (
-            gates[k].data_ptr(),
+            inputs[k].data_ptr(),
+            _address(biases[k]),
             packed[k].data_ptr(),  # type: ignore[union-attr]
             _part(h0, k),
             _part(c0, k),
@@ -132,7 +138,7 @@ def forward(
             _part(kept.gates, k),
             _part(kept.cells, k),
             _part(kept.projected, k),
-            *gates[k].stride()[:2],
+            *inputs[k].stride()[:2],
             *kept.output.stride()[:2],
             d.reverse,
         )
@@ -159,7 +165,7 @@ def backward(
     grad_output: Tensor,
     grad_h: Tensor,
     grad_c: Tensor,
-) -> tuple[list[Tensor], list[Tensor | None], Tensor, Tensor]:
+) -> Gradients:
     """The way back of every direction, in one call."""
     features, rows = sequences.h0.shape[-1], directions[0].weight_hh.shape[0]
     like, many = directions[0].input, directions[0].input.shape[:2]
@@ -167,12 +173,16 @@ def backward(
     grad_h, grad_c, c0 = _dense(grad_h), _dense(grad_c), _dense(sequences.c0)
     mask = None if sequences.mask is None else _dense(sequences.mask)
     saved = [_dense(x) for x in (kept.gates, kept.cells, kept.projected)]
-    dgates = [like.new_empty(*many, rows) for _ in directions]
+    dgates = [_large(like.new_empty(*many, rows)) for _ in directions]
     dprojected = [
         None if d.weight_hr is None else like.new_empty(*many, features) for d in directions
     ]
+    full = [
+        None if d.weight_hr is None else _large(like.new_empty(*many, rows // 4))
+        for d in directions
+    ]
     dh0, dc0 = like.new_empty(sequences.h0.shape), c0.new_empty(c0.shape)
-    packed = [pack(d.weight_hh, d.weight_hr, backward=True) for d in directions]
+    packed = [pack(None, d.weight_hh, d.weight_hr, backward=True) for d in directions]
     ways = [
         (
             grad_output[..., k * features :].data_ptr(),
@@ -184,6 +194,7 @@ def backward(
             *(_part(x, k) for x in saved),
             dgates[k].data_ptr(),
             _address(dprojected[k]),
+            _address(full[k]),
             _part(dh0, k),
             _part(dc0, k),
             *grad_output.stride()[:2],
@@ -201,7 +212,7 @@ def backward(
         torch.get_num_threads(),
     )
     _check("lstm", status)
-    return dgates, dprojected, dh0, dc0
+    return dgates, dprojected, full, dh0, dc0
 
 
-RECURRENCE = Recurrence(forward, backward)
+RECURRENCE = Recurrence(forward, backward, product)

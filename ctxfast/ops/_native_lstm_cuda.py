@@ -183,7 +183,8 @@ class _Gradients:
         return self
 
     def results(self, dtype: torch.dtype) -> tuple[Any, ...]:
-        return self.gates, self.projected, self.h0.to(dtype), self.c0
+        full = [None] * len(self.gates)
+        return self.gates, self.projected, full, self.h0.to(dtype), self.c0
 
 
 def _backward_arguments(

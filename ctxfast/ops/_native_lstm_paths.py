@@ -221,9 +221,8 @@ def _setup(
     return _CudaRunner(device), *plan, _late_word(index)
 
 
-def _persistent_forward(
-    directions: list[Direction], gates: list[Tensor], sequences: Sequences, save: bool
-) -> Kept:
+def _persistent_forward(directions: list[Direction], sequences: Sequences, save: bool) -> Kept:
+    gates = _lstm.input_gates(directions, sequences, save)
     setup = _setup(directions, sequences, False)
     return persistent_forward(*setup, directions, gates, sequences, save)
 
@@ -235,9 +234,8 @@ def _persistent_backward(
     return persistent_backward(*setup, directions, sequences, kept, *grads)
 
 
-def _stepwise_forward(
-    directions: list[Direction], gates: list[Tensor], sequences: Sequences, save: bool
-) -> Kept:
+def _stepwise_forward(directions: list[Direction], sequences: Sequences, save: bool) -> Kept:
+    gates = _lstm.input_gates(directions, sequences, save)
     raise_if_late()
     runner = _CudaRunner(directions[0].input.device)
     return stepwise_forward(runner, directions, gates, sequences, save)

@@ -1,11 +1,11 @@
-"""Products of float32 matrices, across the boundary between tensors and csrc; the rules of `_native.py` hold here."""
+"""Matrix products in float32 and float64, between tensors and csrc; the rules of `_native.py` hold here."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ctxfast.ops._native import _address, _aligned, _check, _module, _refusal
+from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
 
 
 def refuses(*matrices: Tensor | None) -> str | None:
@@ -37,13 +37,16 @@ def _operand(x: Tensor) -> tuple[Tensor, int, int]:
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a @ b + bias: [M, K] @ [K, N] -> [M, N], whichever way a and b lie in memory."""
+    """a @ b + bias: [M, K] @ [K, N] -> [M, N], whichever way a and b lie in memory.
+
+    Sums are made of sums over short pieces, so that the error does not grow with K as that of one running sum does.
+    """
     return _product(a, b, bias, None)
 
 
 def product_and_row_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """a @ b [M, N], and the sums [M] of the rows of a, taken on the way."""
-    sums = torch.empty(a.shape[0], dtype=torch.float32)
+    sums = a.new_empty(a.shape[0])
     return _product(a, b, None, sums), sums
 
 
@@ -52,8 +55,14 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, sums: Tensor | None) -> 
     b, *b_strides = _operand(b)
     bias = None if bias is None else _aligned(bias.contiguous())
     rows, columns = a.shape[0], b.shape[1]
-    output = torch.empty(rows, columns, dtype=torch.float32)
+    if 0 in (rows, columns, a.shape[1]):
+        output = a.new_zeros(rows, columns) if bias is None else bias.expand(rows, columns).clone()
+        if sums is not None:
+            torch.sum(a, 1, out=sums)
+        return output
+    output = _large(a.new_empty(rows, columns))
     status = _module().matrix_product(
+        _DTYPES[a.dtype],
         (a.data_ptr(), *a_strides),
         (b.data_ptr(), *b_strides),
         *map(_address, (bias, output, sums)),

@@ -209,18 +209,28 @@ def _with_residual(op: str, output: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def pack_lstm(
-    weight_hh: Tensor, weight_hr: Tensor | None = None, weight_dtype: torch.dtype | None = None
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    weight_hr: Tensor | None = None,
+    weight_dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """The recurrent weights of one direction as the CPU kernels read them, for `packed`; None without those kernels.
+    """The weights of one direction as the CPU kernels read them, for `packed`; None without those kernels.
 
     weight_dtype as in `lstm`. The copy, uint8, serves the instruction set in use; elsewhere it is not believed, and
     the weights are arranged again in every call. It takes the memory of the weights in weight_dtype.
     """
-    _direction_weights("pack_lstm", weight_hh, weight_hr)
-    _require_weight_dtype("pack_lstm", weight_dtype)
-    if _native_lstm.refuses(weight_hh, *([] if weight_hr is None else [weight_hr])) is not None:
+    op = "pack_lstm"
+    _direction_weights(op, weight_hh, weight_hr)
+    require_floating(op, "weight_ih", weight_ih)
+    if weight_ih.dim() != 2 or weight_ih.shape[0] != weight_hh.shape[0]:
+        raise ValueError(
+            f"{op}: weight_ih must be [{weight_hh.shape[0]}, K], got {shape_of(weight_ih)}"
+        )
+    _require_weight_dtype(op, weight_dtype)
+    weights = [x for x in (weight_ih, weight_hh, weight_hr) if x is not None]
+    if _native_lstm.refuses(*weights) is not None:
         return None
-    return _native_lstm.pack(weight_hh, weight_hr, weight_dtype)
+    return _native_lstm.pack(weight_ih, weight_hh, weight_hr, weight_dtype)
 
 
 def lstm(
@@ -255,10 +265,10 @@ def lstm(
     recurrent_dropout_p: one mask for a whole sequence on the (clipped) state, output and carried alike (Gal and
                 Ghahramani, 2016);  seed: int64 [1] on the device of input, by default drawn from torch's generator
     recompute:  the backward pass runs the sequence again instead of keeping the gates
-    weight_dtype: torch.bfloat16 or torch.int8 (one scale a row): how the recurrent weights are held, for inference.
-                It loses the precision that its name says; the default is exact
-    packed:     weight_hh and weight_hr as `ctxfast.ops.pack_lstm` arranges them, for inference. The caller vouches that
-                it holds their values
+    weight_dtype: torch.bfloat16 or torch.int8 (one scale a row): how weight_ih, weight_hh and weight_hr are held, for
+                inference. It loses the precision that its name says; the default is exact
+    packed:     weight_ih, weight_hh and weight_hr as `ctxfast.ops.pack_lstm` arranges them, for inference. The caller
+                vouches that it holds their values
 
     Returns output [B, T, P], h [B, P] and c [B, H]; c is float32 for 16-bit inputs, so that a sequence in parts gives
     what it gives in one. Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or value.

@@ -25,6 +25,13 @@ from ctxfast.reference.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
 )
+from ctxfast.reference.linear_int8 import (
+    linear_int8,
+    pack_weight,
+    quantize_rows,
+    quantize_weight,
+    unpack_weight,
+)
 from ctxfast.reference.lstm import bilstm, lstm
 from ctxfast.reference.scalar_mix import scalar_mix, weighted_sum, weighted_sum_backward
 
@@ -56,4 +63,9 @@ __all__ = [
     "weighted_sum_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
+    "linear_int8",
+    "pack_weight",
+    "quantize_rows",
+    "quantize_weight",
+    "unpack_weight",
 ]

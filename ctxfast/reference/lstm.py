@@ -63,6 +63,15 @@ def round_weight(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     return quantised * scale
 
 
+def input_gates(
+    input: Tensor, weight_ih: Tensor, bias: Tensor | None, weight_dtype: torch.dtype | None
+) -> Tensor:
+    """[B, T, 4H]: what the input [B, T, K] contributes, with weight_ih held in weight_dtype."""
+    weight = round_weight(weight_ih, weight_dtype)
+    wide = weight.dtype
+    return F.linear(input.to(wide), weight, None if bias is None else bias.to(wide)).to(input.dtype)
+
+
 def valid_positions(lengths: Tensor, steps: int) -> Tensor:
     """bool [B, T, 1]: before the row's end."""
     return (torch.arange(steps, device=lengths.device) < lengths.unsqueeze(1)).unsqueeze(2)
@@ -259,7 +268,7 @@ def lstm(
         input.new_zeros(batch, weight_hh.shape[0] // 4),
     )
     output, h, c, _ = lstm_recurrence(
-        F.linear(input, weight_ih, bias),
+        input_gates(input, weight_ih, bias, weight_dtype),
         round_weight(weight_hh, weight_dtype),
         None if weight_hr is None else round_weight(weight_hr, weight_dtype),
         h0,

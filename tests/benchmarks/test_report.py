@@ -219,6 +219,16 @@ def test_markers_must_be_one_pair(text):
         readme_tables.update_markers(text, "x", "block")
 
 
+def test_gain_beyond_unpadding():
+    """Three times as fast as padded SDPA on half of its scores is 1.5 times a score."""
+    case = make_run().cases[0]
+    case.results.append(timed("SDPA", 1.5, peer="torch", layout="padded"))
+    assert report.beyond_unpadding(case) == []
+    case.facts["scores_saved"] = 2.0
+    line = "ctxfast fp32: 3.00x over padded SDPA / 2.00x fewer scores = 1.50x per score, 50% of the limit"
+    assert report.beyond_unpadding(case) == [line] and line in report.terminal(case)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ctxfast.elmo import ElmoBiLm, ElmoOptions
+from ctxfast import ops
+from ctxfast.elmo import ElmoBiLm, ElmoOptions, batch_to_ids
 from ctxfast.elmo.weights import initial_weights
 
 SENTENCES = [
@@ -41,6 +45,26 @@ def model(seed: int = 0, **changes) -> ElmoBiLm:
         elif tensor.shape[-1] in (8, 24):
             tensor *= 2.0
     return ElmoBiLm(options=chosen, tensors=tensors).eval()
+
+
+def word_layers(
+    directory: str | os.PathLike[str],
+    sentences: Sequence[Sequence[str]],
+    dtype: torch.dtype,
+    *,
+    batch_size: int = 1,
+    stateful: bool | str = "reset",
+) -> list[Tensor]:
+    """Layers [L + 1, n, 2P] of each sentence without boundaries, in eager PyTorch: the truth in float64."""
+    module = ElmoBiLm(directory).eval().to(dtype)
+    module.stateful = stateful
+    found: list[Tensor] = []
+    with ops.use_backend("reference"):
+        for start in range(0, len(sentences), batch_size):
+            batch = sentences[start : start + batch_size]
+            layers, _ = module.layers(batch_to_ids(batch))
+            found += [layers[:, row, 1 : len(words) + 1] for row, words in enumerate(batch)]
+    return found
 
 
 def arrays_forward(

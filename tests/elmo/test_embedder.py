@@ -7,11 +7,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from ctxfast.elmo import ConfigurationError, ElmoEmbedder
 from ctxfast.elmo.embedder import token_batches
 from tests.elmo import models
 from tests.elmo.models import SENTENCES
+from tests.oracle import assert_matches
 
 h5py = pytest.importorskip("h5py")
 
@@ -41,12 +43,15 @@ def test_many_sentences_in_their_order(folder):
     carried = list(ElmoEmbedder(folder).embed_sentences(sentences, batch_size=4))
     same = list(ElmoEmbedder(folder).embed_sentences(sentences, 4, batch_tokens=10**6))
     reset = ElmoEmbedder(folder, stateful="reset")
-    expected = [reset.embed_sentence(s) for s in sentences]
     sorted_ = list(reset.embed_sentences(sentences, 8, batch_tokens=40))
     for i, sentence in enumerate(sentences):
         assert carried[i].shape == (3, len(sentence), 16)
         np.testing.assert_array_equal(carried[i], same[i])
-        np.testing.assert_allclose(sorted_[i], expected[i], rtol=1e-5, atol=1e-5)
+    eager, exact = (
+        torch.cat(models.word_layers(folder, sentences, dtype), 1)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert_matches(torch.from_numpy(np.concatenate(sorted_, 1)), eager, exact)
 
 
 def test_token_batches_hold_what_they_may():

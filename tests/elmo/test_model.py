@@ -9,12 +9,13 @@ import threading
 import pytest
 import torch
 
-from ctxfast import elmo, nn
+from ctxfast import elmo, nn, ops
 from ctxfast.elmo import Elmo, ElmoBiLm, ElmoTokenEmbedder, batch_to_ids
 from ctxfast.elmo import lstm as lstm_module
 from ctxfast.elmo.weights import hdf5_arrays
 from tests.elmo import models
 from tests.elmo.models import SENTENCES
+from tests.oracle import assert_matches
 
 
 @pytest.fixture
@@ -38,22 +39,26 @@ VARIANTS = [
 def test_layers_follow_the_formulas(changes):
     """Each sentence alone and step by step, with the states of the call before."""
     chosen = models.options(**changes)
-    model = models.model(**changes)
+    model, eager = models.model(**changes), models.model(**changes)
     arrays = hdf5_arrays(model.state_dict(), chosen)
     ids = batch_to_ids(SENTENCES)[..., : chosen.max_characters_per_token]
     states = [None] * 3
     for ids_now in (ids, ids.flip(0)):
         output = model(ids_now)
+        with ops.use_backend("reference"):
+            baseline = eager(ids_now)["activations"]
         with_ends, mask = model._token_embedder.with_boundaries(ids_now)
         assert torch.equal(output["mask"], mask) and mask.dtype == torch.bool
+        rows = []
         for row in range(3):
-            n = int(mask[row].sum())
             layers, states[row] = models.arrays_forward(
-                arrays, chosen, with_ends[row, :n], states[row]
+                arrays, chosen, with_ends[row, : int(mask[row].sum())], states[row]
             )
-            for got, expected in zip(output["activations"], layers, strict=True):
-                torch.testing.assert_close(got[row, :n].double(), expected, rtol=1e-5, atol=1e-5)
-                assert not got[row, n:].any()
+            rows.append(layers)
+        for layer, got in enumerate(output["activations"]):
+            exact = torch.cat([layers[layer] for layers in rows])
+            assert_matches(got[mask], baseline[layer][mask], exact, name=f"layer {layer}")
+            assert not got[~mask].any()
 
 
 def test_interface_of_the_language_model(folder):
@@ -178,16 +183,19 @@ def test_only_layers_that_count_are_computed(folder):
 
 @pytest.mark.parametrize("layer_norm_batch", [True, False])
 def test_layer_norm_mask_includes_the_boundaries(folder, layer_norm_batch):
+    def by_hand(dtype):
+        with ops.use_backend("reference"):
+            output = ElmoBiLm(folder).to(dtype)(batch_to_ids(SENTENCES))
+        layers, mask = output["activations"], output["mask"]
+        if layer_norm_batch:
+            layers = [
+                (x - x[mask].mean()) / (x[mask].var(correction=0) + 1e-13).sqrt() for x in layers
+            ]
+        return elmo.remove_sentence_boundaries(sum(layers) / 3, mask)[0]
+
     model = Elmo(folder, None, 1, do_layer_norm=layer_norm_batch, dropout=0.0)
-    bilm = ElmoBiLm(folder)
-    output = bilm(batch_to_ids(SENTENCES))
     got = model(batch_to_ids(SENTENCES))["elmo_representations"][0]
-    layers = output["activations"]
-    if layer_norm_batch:
-        mask = output["mask"]
-        layers = [(x - x[mask].mean()) / (x[mask].var(correction=0) + 1e-13).sqrt() for x in layers]
-    expected, _ = elmo.remove_sentence_boundaries(sum(layers) / 3, output["mask"])
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert_matches(got, by_hand(torch.float32), by_hand(torch.float64))
 
 
 def test_cached_vocabulary(folder):
@@ -241,18 +249,16 @@ def test_frozen_records_no_graph_and_training_reaches_everything(folder):
 
 
 def test_gradients_against_float64(folder):
-    def gradients(dtype, backend_model):
-        model = backend_model.to(dtype)
+    def gradients(dtype):
+        model = ElmoBiLm(folder, requires_grad=True).to(dtype)
         model(batch_to_ids(SENTENCES))["activations"][2].square().sum().backward()
         return {name: p.grad for name, p in model.named_parameters()}
 
-    from ctxfast import ops
-
-    found = gradients(torch.float32, ElmoBiLm(folder, requires_grad=True))
+    found = gradients(torch.float32)
     with ops.use_backend("reference"):
-        exact = gradients(torch.float64, ElmoBiLm(folder, requires_grad=True))
+        eager, exact = gradients(torch.float32), gradients(torch.float64)
     for name, grad in found.items():
-        torch.testing.assert_close(grad.double(), exact[name], rtol=1e-3, atol=1e-4, msg=name)
+        assert_matches(grad, eager[name], exact[name], name=name)
 
 
 def test_a_module_of_ones_own(folder):
@@ -320,17 +326,17 @@ def test_copies_and_pickles(folder):
 
 def test_long_inputs_run_in_parts(folder, monkeypatch):
     sentences = [["word"] * 40, ["other", "words"] * 6, []]
+    ids = batch_to_ids(sentences)
     for stateful in (True, "reset"):
-        whole, parts = ElmoBiLm(folder), ElmoBiLm(folder)
-        whole.stateful = parts.stateful = stateful
+        parts, eager, exact = ElmoBiLm(folder), ElmoBiLm(folder), ElmoBiLm(folder).double()
+        parts.stateful = eager.stateful = exact.stateful = stateful
         for _ in range(2):
             monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 256 << 20)
-            expected = whole(batch_to_ids(sentences))["activations"]
+            with ops.use_backend("reference"):
+                whole = [model(ids)["activations"] for model in (eager, exact)]
             monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 3 * 2 * 4 * 24 * 4 * 7)  # 7 steps
-            for got, wanted in zip(
-                parts(batch_to_ids(sentences))["activations"], expected, strict=True
-            ):
-                torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+            for got, *wanted in zip(parts(ids)["activations"], *whole, strict=True):
+                assert_matches(got, *wanted)
 
 
 def test_threads_share_a_model(folder):

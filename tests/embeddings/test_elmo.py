@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from ctxfast.elmo import ElmoEmbedder
 from ctxfast.embeddings import EmbedOptions, OptionError, embed_file, load_embeddings
 from tests.elmo import models
+from tests.oracle import assert_matches
 
 h5py = pytest.importorskip("h5py")
 TEXT = "The cat sat .\n\nWhy ?\nÜber lange Wörter\nThe cat\n"
@@ -30,10 +31,14 @@ def text(tmp_path):
     return path
 
 
-def expected(folder, stateful="reset", batch=64):
-    embedder = ElmoEmbedder(folder, stateful=stateful)
+def check(found, folder, choose, **arguments):
+    """found, one array for all lines, against `choose` of each line's layers [3, n, 16] in float64."""
     lines = [line.split() for line in TEXT.splitlines() if line]
-    return list(embedder.embed_sentences(lines, batch))
+    eager, exact = (
+        torch.cat([choose(x) for x in models.word_layers(folder, lines, dtype, **arguments)])
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert_matches(torch.from_numpy(np.array(found)), eager, exact)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz", ".safetensors"])
@@ -46,30 +51,27 @@ def test_vectors_of_words(folder, text, tmp_path, suffix, layers):
     assert list(found.tokens)[:2] == ["The", "cat"] and "Wörter" in list(found.tokens)
     assert found.offsets.tolist() == [0, 4, 4, 6, 9, 11]
     choose = {
-        "all": lambda x: x.transpose(1, 0, 2),
+        "all": lambda x: x.transpose(0, 1),
         "top": lambda x: x[2],
         (-2,): lambda x: x[1],
-        (0, 2): lambda x: x[[0, 2]].transpose(1, 0, 2),
+        (0, 2): lambda x: x[[0, 2]].transpose(0, 1),
         "mix": lambda x: x.mean(0),
     }[layers]
-    wanted = np.concatenate([choose(x) for x in expected(folder)])
-    np.testing.assert_allclose(np.asarray(found.vectors), wanted, rtol=1e-5, atol=1e-5)
+    check(found.vectors, folder, choose)
 
 
 def test_vectors_of_lines(folder, text, tmp_path):
     embed_file(folder, text, tmp_path / "out.npz", EmbedOptions(batch_tokens=5))
     found = np.asarray(load_embeddings(tmp_path / "out.npz").embeddings)
     assert not found[1].any()
-    wanted = np.stack([x[2].mean(0) for x in expected(folder)])
-    np.testing.assert_allclose(found[[0, 2, 3, 4]], wanted, rtol=1e-5, atol=1e-5)
+    check(found[[0, 2, 3, 4]], folder, lambda x: x[2].mean(0, keepdim=True))
 
 
 def test_carried_states_follow_the_file(folder, text, tmp_path):
     options = EmbedOptions(pooling="tokens", stateful="carry", batch_size=2)
     embed_file(folder, text, tmp_path / "out.h5", options)
-    found = np.asarray(load_embeddings(tmp_path / "out.h5").vectors)
-    wanted = np.concatenate([x[2] for x in expected(folder, "carry", 2)])
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    found = load_embeddings(tmp_path / "out.h5").vectors
+    check(found, folder, lambda x: x[2], stateful="carry", batch_size=2)
 
 
 @pytest.mark.parametrize(("layers", "stateful"), [("all", "carry"), ("average", "reset")])
@@ -84,9 +86,12 @@ def test_layout_of_allennlp_through_the_command(folder, tmp_path, layers, statef
     assert json.loads(run.stdout)["tokens"] == 11
     with h5py.File(tmp_path / "out.hdf5") as file:
         assert json.loads(file["sentence_to_index"][0])["The cat"] == "3"
-        for i, wanted in enumerate(expected(folder, stateful, 2)):
-            wanted = wanted if layers == "all" else wanted.mean(0)
-            np.testing.assert_allclose(file[str(i)][...], wanted, rtol=1e-5, atol=1e-5)
+        rows = [file[str(i)][...] for i in range(4)]
+        if layers == "all":
+            assert rows[0].shape == (3, 4, 16)
+            rows = [row.transpose(1, 0, 2) for row in rows]
+    choose = (lambda x: x.transpose(0, 1)) if layers == "all" else (lambda x: x.mean(0))
+    check(np.concatenate(rows), folder, choose, stateful=stateful, batch_size=2)
 
 
 def test_long_lines(folder, tmp_path):

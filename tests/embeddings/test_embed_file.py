@@ -273,7 +273,7 @@ def test_weights_without_pooler_serve_all_but_the_pooler(model_directory, text, 
         ({"device": "tpu"}, "device must be auto"),
         ({"device": "mps"}, "device must be auto"),
         ({"device": "cuda:99"}, "must be present"),
-        ({"compute_dtype": "float16", "device": "cpu"}, "float32 or bfloat16 on a CPU"),
+        ({"compute_dtype": "float16", "device": "cpu"}, "float32, bfloat16 or int8 on a CPU"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(model_directory, text, options, message):
@@ -296,7 +296,7 @@ def test_options_that_do_not_fit_are_refused(model_directory, text, options, mes
         ({"max_length": 2}, "at least 3"),
         ({"batch_tokens": 0}, "at least 1"),
         ({"dtype": "int8"}, "dtype must be one of"),
-        ({"compute_dtype": "int8"}, "compute_dtype must be one of"),
+        ({"compute_dtype": "int4"}, "compute_dtype must be one of"),
     ],
 )
 def test_options_that_are_never_right_are_refused_at_once(options, message):

@@ -91,9 +91,11 @@ def test_cross_entropy(isa, dtype):
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "tanh"])
-def test_linear_in_panels(isa, activation):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_in_panels(isa, activation, dtype):
     for rows in (1, 2, 3, 7, 12, 16, 31, 32, 50):
-        x, weight, bias = torch.randn(rows, 801), torch.randn(75, 801) / 28, torch.randn(75)
+        given = torch.randn(rows, 802), torch.randn(75, 802) / 28, torch.randn(75)
+        x, weight, bias = (t.to(dtype) for t in given)
         with only("native"):
             result = ops.linear(
                 x, weight, bias, activation=activation, packed=_native_linear.pack(weight)
@@ -101,7 +103,7 @@ def test_linear_in_panels(isa, activation):
         eager = reference.linear(x, weight, bias, activation=activation)
         wide = [t.double() for t in (x, weight, bias)]
         exact = reference.linear(*wide, activation=activation)
-        rounding = torch.finfo(torch.float32).eps * reference.linear(*wide)
+        rounding = torch.finfo(dtype).eps * reference.linear(*wide)
         rounding = rounding if activation in ("gelu", "gelu_tanh") else None
         assert_matches(result, eager, exact, rounding=rounding)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.bert import BertConfig, BertForSequenceClassification, BertModel
-from ctxfast.nn import set_packing
+from ctxfast.nn import set_packing, set_precision
 from ctxfast.ops import _dispatch, _native
 from ctxfast.ops._native_encoder_layer import EncoderRun
 
@@ -63,10 +63,11 @@ def by_parts(bert: nn.Module, *inputs: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "tanh"])
 @pytest.mark.parametrize("lengths", [(1,), (12,), (7, 0, 20), (33, 48, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gives_the_bits_of_its_parts(
-    calls: list[Tensor], act: str, lengths: tuple[int, ...]
+    calls: list[Tensor], act: str, lengths: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    bert = model(hidden_act=act)
+    bert = model(hidden_act=act).to(dtype)
     inputs = batch(*lengths)
     with torch.inference_mode():
         found = bert(*inputs, output_hidden_states=True)
@@ -149,6 +150,18 @@ def test_who_else_gets_the_parts(calls: list[Tensor]) -> None:
         bert.double()
         bert(*inputs)
     assert len(calls) == 3
+
+
+def test_layers_of_mixed_precision_run_by_their_parts(calls: list[Tensor]) -> None:
+    bert = model()
+    inputs = batch(9, 4)
+    with torch.no_grad():
+        exact = bert(*inputs).last_hidden_state
+        assert len(calls) == 3
+        set_precision(bert.encoder.layer[1].attention.self, "bfloat16")
+        mixed = bert(*inputs).last_hidden_state
+        assert len(calls) == 3
+    assert 0 < (mixed - exact).abs().max() < 0.2
 
 
 def test_written_weights_are_seen(calls: list[Tensor]) -> None:

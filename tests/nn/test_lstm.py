@@ -147,7 +147,7 @@ def test_smaller_weights_on_request():
     ours.eval().weight_dtype = torch.bfloat16
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
-            if "weight_h" in name:
+            if "weight" in name:
                 weight.copy_(weight.bfloat16())
         torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 

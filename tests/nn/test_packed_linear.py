@@ -14,7 +14,8 @@ from torch.nn.utils import parameters_to_vector, parametrize, vector_to_paramete
 
 from ctxfast import ops
 from ctxfast.nn import PackedLinear, PackedModule, packed_bytes, refresh, set_packing
-from ctxfast.nn.packed_linear import _pack, linear, stacked_linear
+from ctxfast.nn.packed_copy import pack
+from ctxfast.nn.packed_linear import linear, stacked_linear
 from ctxfast.ops import _onednn
 
 pytestmark = pytest.mark.skipif(
@@ -87,7 +88,7 @@ def test_the_copy_is_what_runs(module: PackedModule, input: Tensor) -> None:
     """Otherwise every test below would pass on the plain weights."""
     packed(module, input)
     assert module._copy is not None
-    module._copy.weight = _pack(torch.zeros(48, 32))
+    module._copy.weight = pack(torch.zeros(48, 32), torch.float32)
     with torch.no_grad():
         assert (module(input) - module(torch.zeros_like(input))).abs().max() == 0
 

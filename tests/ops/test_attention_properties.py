@@ -212,3 +212,23 @@ def test_halves_of_the_keys_combine_through_lse(backend):
     torch.testing.assert_close(combined, whole)
     for found, gradient in zip(gradients, expected, strict=True):
         torch.testing.assert_close(found, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_row_without_a_key_among_more_keys_than_one_block():
+    """The row takes its gradients from log-sum-exp, which is -inf: they are zero, and spoil nobody's."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, n, 64, generator=generator) for n in (5, 600, 600))
+    mask = torch.rand(1, 1, 5, 600, generator=generator) < 0.5
+    mask[0, 0, 2] = False
+
+    def gradients(dtype):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (query, key, value)]
+        return torch.autograd.grad(ops.attention(*leaves, attn_mask=mask).sum(), leaves)
+
+    with only("native"):
+        found = gradients(torch.float32)
+    assert torch.equal(found[0][:, :, 2], torch.zeros(1, 2, 64))
+    with only("reference"):
+        expected = gradients(torch.float64)
+    for x, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(x.double(), exact, rtol=1e-4, atol=1e-5)

@@ -17,12 +17,18 @@ pytestmark = pytest.mark.skipif(
 ACTIVATIONS = [None, "gelu", "gelu_tanh", "tanh"]
 
 
-def check(rows: int, depth: int, columns: int, activation: str | None, *, extras: bool) -> None:
-    x, weight = torch.randn(rows, depth), torch.randn(columns, depth) / depth**0.5
-    bias = torch.randn(columns) if extras else None
-    residual = torch.randn(rows, columns + 3)[:, :columns] if extras else None
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def check(
+    rows: int, depth: int, columns: int, activation: str | None, dtype: torch.dtype, extras: bool
+) -> None:
+    x = torch.randn(rows, depth).to(dtype)
+    weight = (torch.randn(columns, depth) / depth**0.5).to(dtype)
+    bias = torch.randn(columns).to(dtype) if extras else None
+    residual = torch.randn(rows, columns + 3).to(dtype)[:, :columns] if extras else None
     packed = _native_linear.pack(weight)
-    stand_in = torch.full((1, 1), torch.nan).expand(weight.shape)
+    stand_in = torch.full((1, 1), torch.nan, dtype=dtype).expand(weight.shape)
     with only("native"):
         found = ops.linear(
             x, stand_in, bias, activation=activation, residual=residual, packed=packed
@@ -33,21 +39,30 @@ def check(rows: int, depth: int, columns: int, activation: str | None, *, extras
     # 1 + erf(z) cancels where z is negative: its rounding, times z, stays in the eager result.
     z = reference.linear(*wide[:3])
     gelu = activation in ("gelu", "gelu_tanh")
-    rounding = torch.finfo(torch.float32).eps * z if gelu else None
+    rounding = torch.finfo(dtype).eps * z if gelu else None
     assert_matches(found, eager, exact, rounding=rounding)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_matches_float64(rows: int, activation: str | None) -> None:
-    for depth, columns in ((1, 1), (37, 31), (64, 32), (129, 97), (1601, 65)):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) -> None:
+    odd = dtype == torch.float32
+    for depth, columns in (
+        (2 - odd, 1),
+        (38 - odd, 31),
+        (64, 32),
+        (130 - odd, 97),
+        (1602 - odd, 65),
+    ):
         for extras in (False, True):
-            check(rows, depth, columns, activation, extras=extras)
+            check(rows, depth, columns, activation, dtype, extras)
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     """Bit for bit, whatever tile it falls into."""
-    x, weight = torch.randn(101, 900), torch.randn(70, 900)
+    x, weight = torch.randn(101, 900).to(dtype), torch.randn(70, 900).to(dtype)
     packed = _native_linear.pack(weight)
     whole = ops.linear(x, weight, packed=packed)
     for rows in (1, 2, 13, 14, 15, 32, 33, 50):
@@ -96,6 +111,20 @@ def test_activations_over_their_whole_range(activation: str) -> None:
     found = ops.linear(x, torch.ones(1, 1), activation=activation, packed=packed)
     exact = reference.linear(x.double(), torch.ones(1, 1).double(), activation=activation)
     assert ((found - exact).abs() <= 2.5e-7 * x.abs().clamp(min=1.0)).all()
+
+
+def test_what_is_not_packed() -> None:
+    assert "odd input size of 5" in _native_linear.pack_refuses(torch.bfloat16, 5)
+    assert "float16" in _native_linear.pack_refuses(torch.float16, 6)
+    assert _native_linear.pack_refuses(torch.bfloat16, 6) is None
+
+
+def test_panels_of_pairs() -> None:
+    weight = torch.randn(45, 6).bfloat16()
+    panels = _native_linear.pack(weight)
+    assert panels.shape == (2, 3, 32, 2)
+    rows = panels.transpose(1, 2).reshape(64, 6)
+    assert torch.equal(rows[:45], weight) and not rows[45:].any()
 
 
 def test_panels() -> None:

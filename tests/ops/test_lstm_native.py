@@ -188,6 +188,28 @@ def test_long_sums_are_as_exact_as_those_of_the_library(batch):
     assert_like_float64(tensors(batch, 3, 64, 2048, 512))
 
 
+@pytest.mark.parametrize(("batch", "steps"), [(128, 2), (1, 100), (8, 100)])
+def test_many_rows_and_many_steps(batch, steps):
+    """More rows than the product with the input takes at a time, and several of its turns."""
+    lengths = torch.randint(0, steps + 1, (batch,))
+    for reverse in (False, True):
+        given = tensors(batch, steps, 5, 17, 6)
+        assert_like_float64(given, lengths=lengths, reverse=reverse, **CLIPS)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
+@pytest.mark.parametrize("batch", [1, 3, 8, 9, 128])
+def test_every_batch_with_every_number_of_steps(batch, steps):
+    lengths = torch.randint(0, steps + 1, (batch,))
+    assert_like_float64(tensors(batch, steps, 24, 100, 20), lengths=lengths, **CLIPS)
+
+
+def test_gradients_are_as_exact_as_those_of_torch():
+    """The gradient of the input sums over 4096 gates, those of the weights over 640 steps of sequences."""
+    assert_like_float64(tensors(32, 20, 16, 1024, 32, scale=0.5))
+
+
 def test_two_directions_at_once_are_two_calls():
     first, second = tensors(4, 5, 6, 21, 9), tensors(4, 5, 6, 21, 9)
     lengths = torch.tensor([5, 0, 3, 5])
@@ -292,11 +314,10 @@ torch.set_num_threads(3)
 x, w_ih, w_hh, w_hr = (torch.randn(s) for s in ((3, 4, 5), (160, 5), (160, 20), (20, 40)))
 d = _lstm.Direction(x, w_ih, w_hh, None, w_hr, None, False)
 s = _lstm.Sequences(torch.zeros(1, 3, 20), torch.zeros(1, 3, 40), None, None, 0.5, 0.5, None)
-gates = torch.randn(3, 4, 160)
-expected = _native_lstm.forward([d], [gates], s, False).output
+expected = _native_lstm.forward([d], s, False).output
 pid = os.fork()
 if pid == 0:
-    found = _native_lstm.forward([d], [gates], s, False).output
+    found = _native_lstm.forward([d], s, False).output
     os._exit(0 if torch.equal(found, expected) else 3)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """

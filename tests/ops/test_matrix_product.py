@@ -57,6 +57,25 @@ def test_matches_float64(shape, layout_a, layout_b):
     assert_matches(sums, a.sum(1), a.double().sum(1), name="row sums")
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float64(shape, layout):
+    rows, columns, depth = shape
+    a, b = torch.randn(rows, depth).double(), torch.randn(depth, columns).double()
+    result, sums = _native_matrix_product.product_and_row_sums(LAYOUTS[layout](a), b)
+    torch.testing.assert_close(result, a @ b, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sums, a.sum(1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (4, 3, 0)])
+def test_empty(shape):
+    rows, columns, depth = shape
+    a, b, bias = torch.randn(rows, depth), torch.randn(depth, columns), torch.randn(columns)
+    assert torch.equal(_native_matrix_product.product(a, b, bias), a @ b + bias)
+    result, sums = _native_matrix_product.product_and_row_sums(a, b)
+    assert torch.equal(result, a @ b) and torch.equal(sums, a.sum(1))
+
+
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(name):
     if name not in _native.available_isas():
@@ -66,6 +85,8 @@ def test_every_instruction_set(name):
     try:
         test_matches_float64((40, 130, 500), "columns", "rows")
         test_matches_float64((33, 51, 399), "rows", "columns")
+        test_float64((33, 51, 399), "columns")
+        test_float64((13, 51, 9), "rows")
     finally:
         _native.set_isa(before)
 
