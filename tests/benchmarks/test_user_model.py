@@ -45,7 +45,8 @@ def test_command(tmp_path, text, model_directory, capsys):
     assert [case.case for case in run.cases] == ["batches", "one-line"]
     assert run.cases[0].items == 4 and run.cases[0].size == "own"
     for case in run.cases:
-        assert len([r for r in case.results if r.peer == "ctxfast" and r.seconds]) == 2
+        timed = {r.dtype for r in case.results if r.peer == "ctxfast" and r.seconds}
+        assert timed >= {"float32", "bfloat16"}
         assert not [(r.key, r.reason) for r in case.results if r.status in ("refused", "failed")]
     capsys.readouterr()
 
