@@ -204,6 +204,7 @@ def test_cached_vocabulary(folder):
     assert model._elmo_lstm._word_embedding.weight.shape == (5, 8)
     assert "_elmo_lstm._word_embedding.weight" in model.state_dict()
     assert not model._elmo_lstm._word_embedding.weight.requires_grad
+    assert not model._elmo_lstm._word_embedding.weight[0].any()  # no word
     numbers = torch.tensor([[2, 3, 4], [2, 0, 0]])
     ids = batch_to_ids([["The", "cat", "sat"], ["The"]])
     by_number = model(None, numbers)
