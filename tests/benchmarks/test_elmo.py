@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ctxfast.benchmarks import peers, plain_elmo
+from ctxfast.benchmarks import memory, peers, plain_elmo
 from ctxfast.benchmarks.ceilings import Ceilings
 from ctxfast.benchmarks.workloads import cases
 from ctxfast.elmo import batch_to_ids
@@ -50,3 +51,16 @@ def test_limit_of_steps():
     assert (
         plain_elmo.Shape().steps([5, 3], 6)[-1][0] == 2.0 * plain_elmo.Shape().recurrent_elements()
     )
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not memory.available(), reason="needs /proc/self/clear_refs")
+def test_a_batch_needs_less_memory_than_eager():
+    """The windows of all characters are never held; what is held beside the weights are their packed copies."""
+    source = ("workload", "elmo-inference", "base")
+    case = memory.find_case(source, "small-b32")
+    ours, eager = (
+        memory.measure(case, source, peer, f"{peer} · float32") for peer in ("ctxfast", "eager")
+    )
+    assert ours.peak < eager.peak
+    assert ours.held < 2.2 * eager.held

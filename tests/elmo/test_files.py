@@ -12,6 +12,7 @@ from ctxfast import elmo
 from ctxfast.elmo import ConfigurationError, Elmo, ElmoBiLm, ElmoEmbedder, ElmoOptions
 from ctxfast.elmo.weights import hdf5_arrays, initial_weights
 from tests.elmo import models
+from tests.oracle import ulp
 
 h5py = pytest.importorskip("h5py")
 
@@ -31,6 +32,13 @@ def changed(path: str, value=None, remove=False):
     return content
 
 
+def assert_same_weights(result, model):
+    """Bit for bit, but for the forget bias, which is rounded when it loses its 1 in a file and when it gets it back."""
+    for name, value in model.state_dict().items():
+        bound = ulp(value.dtype, float(value.abs().max())) if name.endswith("y.bias") else 0.0
+        assert (result.state_dict()[name] - value).abs().max() <= bound, name
+
+
 @pytest.mark.parametrize("changes", [{}, {"n_highway": 0}, {"projection_dim": 24, "n_layers": 1},
                                      {"filters": ((1, 8),)}], ids=str)  # fmt: skip
 @pytest.mark.parametrize("form", ["hdf5", "safetensors"])
@@ -39,8 +47,7 @@ def test_writing_and_reading(tmp_path, changes, form):
     model.save(tmp_path, form=form)
     assert ElmoOptions.from_file(tmp_path / "options.json") == models.options(**changes)
     other = ElmoBiLm(tmp_path)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=2e-7, msg=name)
+    assert_same_weights(other, model)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         ["options.json", "weights.hdf5" if form == "hdf5" else "model.safetensors"]
     )
@@ -190,8 +197,7 @@ def test_directories_and_zips_of_the_nlpl_repository(tmp_path):
     assert elmo.is_elmo(packed) and elmo.is_elmo(tmp_path / "plain")
     assert not elmo.is_elmo(tmp_path) and not elmo.is_elmo(tmp_path / "nothing")
     other = ElmoBiLm(packed)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=2e-7)
+    assert_same_weights(other, model)
     published = tmp_path / "published"
     published.mkdir()
     stem = "elmo_2x4096_512_2048cnn_2xhighway"
