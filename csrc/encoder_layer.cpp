@@ -27,8 +27,8 @@ struct Workspace {
   }
 };
 
-void linear(const EncoderLayerArgs& args, int which, const void* input, int64_t depth, void* output,
-            int64_t columns, Activation activation) {
+Status linear(const EncoderLayerArgs& args, int which, const void* input, int64_t depth,
+              void* output, int64_t columns, Activation activation) {
   LinearArgs call = {};
   call.dtype = args.dtype;
   call.input = input;
@@ -41,7 +41,7 @@ void linear(const EncoderLayerArgs& args, int which, const void* input, int64_t 
   call.columns = columns;
   call.activation = activation;
   call.threads = args.threads;
-  kernels().linear(call);
+  return kernels().linear(call);
 }
 
 Status attention(const EncoderLayerArgs& args, const Workspace& work) {
@@ -98,15 +98,18 @@ int64_t encoder_layer_workspace(const EncoderLayerArgs& args) noexcept {
 
 Status encoder_layer(const EncoderLayerArgs& args) noexcept {
   const Workspace work(args);
-  linear(args, 0, args.input, args.hidden, work.wide, 3 * args.hidden, kNone);
-  Status status = attention(args, work);
-  if (status.code != kOk) return status;
+  const int64_t hidden = args.hidden, inner = args.intermediate;
+  Status status = linear(args, 0, args.input, hidden, work.wide, 3 * hidden, kNone);
+  if (status.code == kOk) status = attention(args, work);
   // The output serves as working space until its values come.
-  linear(args, 1, work.context, args.hidden, args.output, args.hidden, kNone);
-  status = add_layer_norm(args, args.norms[0], args.output, args.input, work.attended);
+  if (status.code == kOk)
+    status = linear(args, 1, work.context, hidden, args.output, hidden, kNone);
+  if (status.code == kOk)
+    status = add_layer_norm(args, args.norms[0], args.output, args.input, work.attended);
+  if (status.code == kOk)
+    status = linear(args, 2, work.attended, hidden, work.wide, inner, args.activation);
+  if (status.code == kOk) status = linear(args, 3, work.wide, inner, work.context, hidden, kNone);
   if (status.code != kOk) return status;
-  linear(args, 2, work.attended, args.hidden, work.wide, args.intermediate, args.activation);
-  linear(args, 3, work.wide, args.intermediate, work.context, args.hidden, kNone);
   return add_layer_norm(args, args.norms[1], work.context, work.attended, args.output);
 }
 

@@ -87,9 +87,8 @@ def survey_operators(device: str) -> dict[str, dict[str, str | None]]:
         with _dispatch.survey() as found, torch.random.fork_rng(), torch.enable_grad():
             for name, call in _sample_calls(device).items():
                 try:
-                    (
-                        2 * call().sum()
-                    ).backward()  # a gradient that is not 1 is a product of its own
+                    # A gradient that is not 1 is a product of its own.
+                    (2 * call().sum()).backward()
                 except Exception as error:  # one broken operator must not hide the others
                     failed[name] = {"error": f"{type(error).__name__}: {error}"}
     finally:

@@ -9,9 +9,8 @@ from pathlib import Path
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when a kernel is decorated
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # spinning threads starve each other on a busy machine
+# Spinning threads starve each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

@@ -14,7 +14,8 @@ import ctxfast
 from ..case import DTYPES, Candidate, Case
 from ..workloads.accelerate import TextInputs
 from ..workloads.bert import BertInputs
-from ..workloads.fine_tuning import NO_DROPOUT, FineTuningInputs
+from ..workloads.bert_pretraining import NO_DROPOUT
+from ..workloads.fine_tuning import FineTuningInputs
 from . import huggingface, sentences
 
 NAME = "ctxfast"

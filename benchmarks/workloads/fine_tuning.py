@@ -28,7 +28,6 @@ LABELS = 2
 RANK, ALPHA = 8, 16
 TARGETS = ("query", "value")
 LEARNING_RATE = 2e-5
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _PEFT = {"classifier.weight": "classifier.modules_to_save.default.weight"}
 
 

@@ -11,6 +11,7 @@
 //   tanh(x): 1 - 2 / (exp(2x) + 1). Absolute error below 2e-7.
 #pragma once
 
+#include "cpu/activation.h"
 #include "cpu/simd_math.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -53,5 +54,15 @@ CTXFAST_INLINE Vec<float> gelu_tanh(Vec<float> x) {
 }
 
 CTXFAST_INLINE Vec<float> tanh(Vec<float> x) { return 1.0f - 2.0f / (exp<float>(x + x) + 1.0f); }
+
+// For a result of type Output.
+template <typename Output, Activation kActivation>
+CTXFAST_INLINE Vec<float> activate(Vec<float> x) {
+  if constexpr (kActivation == kGelu && sizeof(Output) == 2) return gelu_narrow(x);
+  if constexpr (kActivation == kGelu) return gelu(x);
+  if constexpr (kActivation == kGeluTanh) return gelu_tanh(x);
+  if constexpr (kActivation == kTanh) return tanh(x);
+  return x;
+}
 
 CTXFAST_NAMESPACE_END

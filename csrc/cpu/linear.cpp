@@ -125,30 +125,20 @@ CTXFAST_INLINE void multiply_rows(int rows, const T* a, int64_t lda,
   multiply<T, kRows, Tile::kColumns, kPrefetch>(a, lda, b, next_panel, words, sums, ldc, first);
 }
 
-// For a result of type T.
-template <typename T, Activation kActivation>
-CTXFAST_INLINE Vec<float> activate(Vec<float> x) {
-  if constexpr (kActivation == kGelu && sizeof(T) == 2) return gelu_narrow(x);
-  if constexpr (kActivation == kGelu) return gelu(x);
-  if constexpr (kActivation == kGeluTanh) return gelu_tanh(x);
-  if constexpr (kActivation == kTanh) return tanh(x);
-  return x;
-}
-
 // output[rows, columns from `column` on] = activation(sums + bias) + residual
 template <typename T, Activation kActivation>
 void finish(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row, int64_t rows,
             int64_t column, int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) {
     T* output = static_cast<T*>(args.output) + (row + r) * args.columns + column;
-    const T* residual =
-        static_cast<const T*>(args.residual) + (row + r) * args.residual_stride + column;
-    const T* bias = static_cast<const T*>(args.bias) + column;
+    const int64_t residual = (row + r) * args.residual_stride + column;
     for (int64_t i = 0; i < columns; i += kWidth) {
       Vec<float> y = load(sums + r * ldc + i);
-      if (args.bias != nullptr) y += load_n(bias + i, columns - i);
+      if (args.bias != nullptr)
+        y += load_n(static_cast<const T*>(args.bias) + column + i, columns - i);
       y = activate<T, kActivation>(y);
-      if (args.residual != nullptr) y += load_n(residual + i, columns - i);
+      if (args.residual != nullptr)
+        y += load_n(static_cast<const T*>(args.residual) + residual + i, columns - i);
       store_n(output + i, y, columns - i);
     }
   }

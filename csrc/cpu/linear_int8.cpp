@@ -124,15 +124,6 @@ struct Tile {
   }
 };
 
-template <typename Output, Activation kActivation>
-CTXFAST_INLINE Vec<float> activate(Vec<float> x) {
-  if constexpr (kActivation == kGelu && sizeof(Output) == 2) return gelu_narrow(x);
-  if constexpr (kActivation == kGelu) return gelu(x);
-  if constexpr (kActivation == kGeluTanh) return gelu_tanh(x);
-  if constexpr (kActivation == kTanh) return tanh(x);
-  return x;
-}
-
 CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
 CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
 #if defined(CTXFAST_ISA_AVX512_BF16)

@@ -9,8 +9,8 @@
 #include "cpu/matrix_product.h"
 
 #include "cpu/kernel_table.h"
+#include "cpu/matrix_tile.h"
 #include "cpu/parallel.h"
-#include "cpu/simd.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -136,21 +136,9 @@ struct Product {
   CTXFAST_INLINE void multiply(const T* a, const T* b, int64_t depth, int64_t row, int64_t column,
                                int64_t columns, bool begins) const {
     Vec<T> sum[kRows][kVectors];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec<T>{};
-    for (int64_t k = 0; k < depth; ++k, a += kWidth, b += kColumns) {
-      Vec<T> right[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const T left = a[r];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
-      }
-    }
+    clear_tile<T>(sum);
+    multiply_tile<ScalarArithmetic<T>, kRows, kVectors, true>(a, kWidth, b, kColumns, kWidth, depth,
+                                                              sum);
     T* c = static_cast<T*>(args.c) + row * args.columns + column;
     const int64_t count = args.rows - row;
     Vec<T> start[kVectors] = {};

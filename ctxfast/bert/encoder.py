@@ -303,7 +303,9 @@ class BertEncoder(nn.Module):
         if plan.output_attentions or plan.attn_mask is not None or count < 1:
             return fused
         first: Any = self.layer[0].attention.self  # type: ignore[union-attr]
-        if not encoder_layer_serves(hidden, first.num_attention_heads):
+        if first.precision is not None or not encoder_layer_serves(
+            hidden, first.num_attention_heads
+        ):
             return fused
         for layer in islice(self.layer, count):
             call = layer.fused(hidden) if type(layer) is BertLayer else None

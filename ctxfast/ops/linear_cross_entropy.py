@@ -167,9 +167,8 @@ def _is_one(grad: Tensor) -> bool:
 
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     hidden, weight, bias, labels, *gradients = ctx.saved_tensors
-    if (
-        ctx.given_away
-    ):  # of a graph that is kept: whoever has the gradients may have written to them
+    if ctx.given_away:
+        # By a graph that is kept: whoever has the gradients may have written to them.
         with torch.no_grad():
             _, *gradients = _linear_cross_entropy(
                 hidden, weight, bias, labels, ctx.ignore_index, *ctx.wanted

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ctxfast import ops
-from tests.ops.attention_cases import BACKENDS, Case, build, run
+from tests.ops.attention_cases import BACKENDS, Case, build, run, run_reference
 from tests.ops.implementations import only
+from tests.oracle import assert_matches
 
 REPEATS = 250
 
@@ -190,28 +191,40 @@ def test_gradients_of_a_row_sum_to_what_they_must(backend):
     """Softmax ignores a shift of its scores: the bias gradient of every row sums to the gradient of lse."""
     case = replace(CASE, lse_grad=True, key_padding="none")
     inputs = build(case)
-    found = run(case, inputs, backend)["dbias"].sum(-1)
-    torch.testing.assert_close(found, inputs.grad_lse, atol=2e-5, rtol=1e-5)
+    found, eager = (
+        results["dbias"].sum(-1)
+        for results in (run(case, inputs, backend), run_reference(case, inputs))
+    )
+    assert_matches(found, eager, inputs.grad_lse.double())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_halves_of_the_keys_combine_through_lse(backend):
     """The identity behind ring and chunked attention, gradients of lse included."""
     inputs = build(replace(CASE, key_padding="none", bias=None))
-    leaves = [x.clone().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
-    q, k, v = leaves
-    with only(backend):
-        whole = ops.attention(q, k, v)
-        expected = torch.autograd.grad(whole, leaves, inputs.grad_output)
+
+    def halves(q, k, v):
         parts = [
             ops.attention_with_lse(q, k[:, :, s], v[:, :, s]) for s in (slice(0, 30), slice(30, 70))
         ]
         weights = torch.softmax(torch.stack([lse for _, lse in parts]), 0)[..., None]
-        combined = sum(w * output for w, (output, _) in zip(weights, parts, strict=True))
-        gradients = torch.autograd.grad(combined, leaves, inputs.grad_output)
-    torch.testing.assert_close(combined, whole)
-    for found, gradient in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, gradient, atol=1e-5, rtol=1e-4)
+        return sum(w * output for w, (output, _) in zip(weights, parts, strict=True))
+
+    def results(function, dtype, backend):
+        leaves = [
+            x.to(dtype, copy=True).requires_grad_()
+            for x in (inputs.query, inputs.key, inputs.value)
+        ]
+        with only(backend):
+            output = function(*leaves)
+            grad = inputs.grad_output.to(dtype)
+            return output.detach(), *torch.autograd.grad(output, leaves, grad)
+
+    found = results(halves, torch.float32, backend)
+    eager = results(halves, torch.float32, "reference")
+    exact = results(ops.attention, torch.float64, "reference")
+    for name, *three in zip(("output", "dq", "dk", "dv"), found, eager, exact, strict=True):
+        assert_matches(*three, name=name)
 
 
 def test_a_row_without_a_key_among_more_keys_than_one_block():
@@ -229,6 +242,6 @@ def test_a_row_without_a_key_among_more_keys_than_one_block():
         found = gradients(torch.float32)
     assert torch.equal(found[0][:, :, 2], torch.zeros(1, 2, 64))
     with only("reference"):
-        expected = gradients(torch.float64)
-    for x, exact in zip(found, expected, strict=True):
-        torch.testing.assert_close(x.double(), exact, rtol=1e-4, atol=1e-5)
+        eager, exact = gradients(torch.float32), gradients(torch.float64)
+    for name, *three in zip(("dq", "dk", "dv"), found, eager, exact, strict=True):
+        assert_matches(*three, name=name)
