@@ -368,3 +368,22 @@ def linear_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
     """The arguments and results of the registered `ctxfast::linear_cross_entropy`."""
     module = importlib.import_module("ctxfast.ops._triton_cross_entropy")
     return module.linear_cross_entropy(*arguments)
+
+
+def _linear() -> ModuleType:
+    return importlib.import_module("ctxfast.ops._triton_linear")
+
+
+def linear(*arguments: Any) -> Tensor:
+    """The arguments and result of the registered `ctxfast::linear`."""
+    return _linear().linear(*arguments)
+
+
+def linear_activation(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The arguments and results of the registered `ctxfast::linear_activation`."""
+    return _linear().linear_activation(*arguments)
+
+
+def linear_activation_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments and results of the registered `ctxfast::linear_activation_backward`."""
+    return _linear().linear_activation_backward(*arguments)

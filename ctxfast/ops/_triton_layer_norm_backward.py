@@ -28,7 +28,7 @@ def _ranges(rows: int) -> tuple[int, int]:
     return size, triton.cdiv(rows, size)
 
 
-def _column_sum(partial: Tensor, like: Tensor) -> Tensor:
+def add_parts(partial: Tensor, like: Tensor) -> Tensor:
     """float32 [parts, ...] -> [...], in the shape and dtype of `like`."""
     output = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     columns = output.numel()
@@ -97,7 +97,7 @@ def add_layer_norm_backward(
             **dropout_arguments(p, seed, sequence_ids, positions),
         ),
     )
-    return dinput, dresidual, _column_sum(partial[0], weight), _column_sum(partial[1], bias)
+    return dinput, dresidual, add_parts(partial[0], weight), add_parts(partial[1], bias)
 
 
 def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, skipped: int) -> Tensor:
@@ -128,7 +128,7 @@ def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, skipped: int) -> T
             num_warps=4,
         ),
     )
-    return output[0] if parts == 1 else _column_sum(output, table)
+    return output[0] if parts == 1 else add_parts(output, table)
 
 
 def embed_layer_norm_backward(
@@ -185,5 +185,5 @@ def embed_layer_norm_backward(
     dword, dtype_table, dposition = (
         _table_gradient(dsum, i, t, s) for i, t, s in zip(ids, tables, skipped, strict=True)
     )
-    dweight, dbias = _column_sum(partial[0], weight), _column_sum(partial[1], bias)
+    dweight, dbias = add_parts(partial[0], weight), add_parts(partial[1], bias)
     return dword, dtype_table, dposition, dweight, dbias

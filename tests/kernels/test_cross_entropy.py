@@ -1,4 +1,4 @@
-"""The cross entropy kernel, interpreted, against float64: losses, gradients in place of the logits, and its operator."""
+"""The cross entropy kernel, interpreted, against float64: losses, gradients in place of the logits, the operator."""
 
 from __future__ import annotations
 
