@@ -17,8 +17,9 @@ from torch import Tensor
 _MINIMUM_CAPABILITY = (8, 0)
 _MINIMUM_VERSION = (3, 6)
 _LARGEST_HEAD = 256
-_LARGEST_NORM = 65536
-_LARGEST_NORM_BACKWARD = 16384
+# The longest rows that a program holds without spilling registers, by ahead-of-time compilation.
+LARGEST_NORM = 32768
+LARGEST_NORM_BACKWARD = 8192
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -270,16 +271,16 @@ def layer_norm_refuses(input: Tensor) -> str | None:
         return reason
     if input.dtype not in _DTYPES:
         return f"no kernel for {input.dtype}"
-    if not 0 < input.shape[-1] <= _LARGEST_NORM:
-        return f"rows of {input.shape[-1]} features are above {_LARGEST_NORM}"
+    if not 0 < input.shape[-1] <= LARGEST_NORM:
+        return f"rows of {input.shape[-1]} features are above {LARGEST_NORM}"
     return None
 
 
 def layer_norm_backward_refuses(input: Tensor) -> str | None:
     """Why its gradients cannot: a program also holds the sums of both parameters' gradients."""
     reason = layer_norm_refuses(input)
-    if reason is None and input.shape[-1] > _LARGEST_NORM_BACKWARD:
-        reason = f"rows of {input.shape[-1]} features are above {_LARGEST_NORM_BACKWARD}"
+    if reason is None and input.shape[-1] > LARGEST_NORM_BACKWARD:
+        reason = f"rows of {input.shape[-1]} features are above {LARGEST_NORM_BACKWARD}"
     return reason
 
 
