@@ -74,7 +74,7 @@ def _norms(dtype: str, features: int, *, backward: bool) -> Iterator[Variant]:
         add, embed = layer_norm_bwd.add_layer_norm_bwd, layer_norm_bwd.embed_layer_norm_bwd
         suffix = " backward"
     block = norm_block(features)
-    constants = {"N": features, "BLOCK_N": block}
+    constants: dict[str, Any] = {"N": features, "BLOCK_N": block}
     common = (dtype, features)
     plain = constants | {"RESIDUAL": True, "DROPOUT": False}
     plain |= dict.fromkeys(("seed_ptr", "sequence_ptr", "position_ptr"))
