@@ -188,6 +188,9 @@ def _sample_calls(device: str) -> dict[str, Callable[[], Any]]:
         "highway_gate": lambda: torch.ops.ctxfast.highway_gate(randn(4, 16), randn(4, 8)),
         "lstm": lambda: ops.lstm(randn(2, 3, 8), randn(64, 8), randn(64, 16))[0],
         "scalar_mix": lambda: ops.scalar_mix(randn(3, 4, 8), randn(3), randn(1)),
+        "linear_activation": lambda: torch.ops.ctxfast.linear_activation(
+            rows, square, vector, "gelu", None
+        )[0],
         "linear": lambda: ops.linear(rows, square, vector, activation="gelu"),
         "add_layer_norm": lambda: ops.add_layer_norm(rows, rows, vector, vector, 1e-12),
         "embed_layer_norm": lambda: ops.embed_layer_norm(

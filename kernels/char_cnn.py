@@ -10,7 +10,7 @@ The scores of a token stay in registers: one small product a character of the wi
 import triton
 import triton.language as tl
 
-from .lib import dot, round_to
+from .lib import dot, round_to, tanh
 
 
 @triton.jit
@@ -63,11 +63,7 @@ def char_cnn_fwd(
     bias = tl.load(bias_ptr + f, mask=f < filters, other=0.0).to(tl.float32)
     bad = tl.max(((scores != scores) & inside[:, None]).to(tl.int32), 0) != 0
     best = tl.max(tl.where(inside[:, None] & (scores == scores), scores, float("-inf")), 0) + bias
-    if RELU:
-        best = tl.maximum(best, 0.0)
-    else:
-        size = tl.exp(-2.0 * tl.abs(best))
-        best = tl.where(best < 0, -1.0, 1.0) * (1.0 - size) / (1.0 + size)
+    best = tl.maximum(best, 0.0) if RELU else tanh(best)
     best = tl.where(bad, float("nan"), best)
     out = round_to(best, output_ptr.dtype.element_ty)
     tl.store(output_ptr + token * stride_output + f, out, mask=f < filters)

@@ -14,6 +14,12 @@ from .lib import round_to
 
 
 @triton.jit
+def _load(logits, j, stride_logits, columns):
+    x = tl.load(logits + j, mask=j < stride_logits, other=0.0).to(tl.float32)
+    return tl.where(j < columns, x, float("-inf"))
+
+
+@triton.jit
 def cross_entropy(
     logits_ptr,
     labels_ptr,
@@ -27,6 +33,8 @@ def cross_entropy(
 ):
     """Grid: one program a row. labels int64 [rows], losses float32 [rows], scale float32 [1].
 
+    Every row has stride_logits elements of memory, of which the first `columns` count; the gradient of the others is 0.
+    Masks end at the stride, which is a multiple of 16, so that loads and stores move 16 bytes.
     A row labelled ignore_index has the loss 0 and the gradient 0, whatever its logits. Any other label outside
     [0, columns) reads nothing and gives NaN.
     """
@@ -39,13 +47,12 @@ def cross_entropy(
     # Before the row is overwritten.
     own = tl.load(logits + tl.where(exists, label, 0)).to(tl.float32)
     own = tl.where(exists, own, float("nan"))
-    read = tl.where(counted, columns, 0)
+    read = tl.where(counted, stride_logits, 0)
 
     largest = tl.full([], float("-inf"), tl.float32)
     total = tl.zeros([], tl.float32)
     for start in range(0, read, BLOCK):
-        x = tl.load(logits + start + n, mask=start + n < columns, other=float("-inf"))
-        x = x.to(tl.float32)
+        x = _load(logits, start + n, stride_logits, columns)
         higher = tl.maximum(largest, tl.max(x, 0))
         reference = tl.where(higher == float("-inf"), 0.0, higher)  # -inf - -inf is NaN
         total = total * tl.exp(largest - reference) + tl.sum(tl.exp(x - reference), 0)
@@ -58,10 +65,11 @@ def cross_entropy(
         scale = tl.load(scale_ptr)
         for start in range(0, read, BLOCK):
             j = start + n
-            x = tl.load(logits + j, mask=j < columns, other=float("-inf")).to(tl.float32)
+            x = _load(logits, j, stride_logits, columns)
             share = tl.exp(x - largest) / total - tl.where(j == label, 1.0, 0.0)
             share = tl.where(exists, share * scale, float("nan"))
-            tl.store(logits + j, round_to(share, dtype), mask=j < columns)
-        for start in range(read, columns, BLOCK):
+            share = tl.where(j < columns, share, 0.0)
+            tl.store(logits + j, round_to(share, dtype), mask=j < stride_logits)
+        for start in range(read, stride_logits, BLOCK):
             nothing = tl.zeros([BLOCK], dtype)
-            tl.store(logits + start + n, nothing, mask=start + n < columns)
+            tl.store(logits + start + n, nothing, mask=start + n < stride_logits)

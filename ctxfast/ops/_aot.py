@@ -3,6 +3,7 @@
     registers, stack     per thread; a stack above a few bytes means spilled registers
     shared               bytes of shared memory per block
     matmul               its tensor-core instructions: "mma" (sm_80), "wgmma" (sm_90), "tcgen05" (sm_100) or "none"
+    load                 bits of the widest load from global memory
     loops                instructions of every innermost loop, most first
 
 Works without a driver: Triton's own wheel carries ptxas, cuobjdump and nvdisasm. Kernels must have been imported with
@@ -37,6 +38,7 @@ class Resources:
     stack: int
     shared: int
     matmul: str
+    load: int
     loops: tuple[int, ...]
 
 
@@ -47,10 +49,11 @@ def compile_kernel(
     constants: dict[str, Any],
     options: dict[str, Any],
     unaligned: tuple[str, ...] = (),
+    aligned: tuple[str, ...] = (),
 ) -> Resources:
     """Compile for sm_<arch>. types: "*bf16", "fp32", ... by argument name, i32 where absent.
 
-    Pointers and strides count as divisible by 16, except for the names in `unaligned`.
+    Pointers and strides count as divisible by 16, except for the names in `unaligned`; so do the numbers in `aligned`.
     """
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
@@ -59,7 +62,7 @@ def compile_kernel(
         for index, name in enumerate(names)
         if name not in constants
         and name not in unaligned
-        and (name.endswith("_ptr") or name.startswith("stride"))
+        and (name.endswith("_ptr") or name.startswith("stride") or name in aligned)
     }
     source = ASTSource(
         fn=kernel,
@@ -82,6 +85,7 @@ def compile_kernel(
         stack=_field(usage, "STACK"),
         shared=compiled.metadata.shared,
         matmul=next((name for opcode, name in _MATMUL if opcode in assembly), "none"),
+        load=_widest_load(assembly),
         loops=tuple(sorted((sum(loop.values()) for loop in inner_loops(assembly)), reverse=True)),
     )
 
@@ -97,6 +101,12 @@ def _field(usage: str, name: str) -> int:
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage printed no {name}")
     return int(found[1])
+
+
+def _widest_load(assembly: str) -> int:
+    """Loads of 32 bits and less carry no number, asynchronous copies none either."""
+    found = re.findall(r"\b(?:LDG|LDGSTS)\.E\S*?\.(64|128|256)\b", assembly)
+    return max(map(int, found), default=32)
 
 
 def inner_loops(assembly: str) -> list[Counter[str]]:

@@ -29,7 +29,7 @@ _surveys: list[dict[str, dict[str, str | None]]] = []
 
 @dataclass(frozen=True)
 class Implementation:
-    """name: "native" (csrc), "onednn" (the library that torch carries), "triton" or "reference".
+    """name: "native" (csrc), "onednn" or "cublas" (the libraries that torch carries), "triton" or "reference".
 
     refuses(*args) gives the reason why this implementation cannot take the call, or None.
     """

@@ -17,8 +17,9 @@ from torch import Tensor
 _MINIMUM_CAPABILITY = (8, 0)
 _MINIMUM_VERSION = (3, 6)
 _LARGEST_HEAD = 256
-_LARGEST_NORM = 65536
-_LARGEST_NORM_BACKWARD = 16384
+# The longest rows that a program holds without spilling registers, by ahead-of-time compilation.
+LARGEST_NORM = 32768
+LARGEST_NORM_BACKWARD = 8192
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -270,16 +271,16 @@ def layer_norm_refuses(input: Tensor) -> str | None:
         return reason
     if input.dtype not in _DTYPES:
         return f"no kernel for {input.dtype}"
-    if not 0 < input.shape[-1] <= _LARGEST_NORM:
-        return f"rows of {input.shape[-1]} features are above {_LARGEST_NORM}"
+    if not 0 < input.shape[-1] <= LARGEST_NORM:
+        return f"rows of {input.shape[-1]} features are above {LARGEST_NORM}"
     return None
 
 
 def layer_norm_backward_refuses(input: Tensor) -> str | None:
     """Why its gradients cannot: a program also holds the sums of both parameters' gradients."""
     reason = layer_norm_refuses(input)
-    if reason is None and input.shape[-1] > _LARGEST_NORM_BACKWARD:
-        reason = f"rows of {input.shape[-1]} features are above {_LARGEST_NORM_BACKWARD}"
+    if reason is None and input.shape[-1] > LARGEST_NORM_BACKWARD:
+        reason = f"rows of {input.shape[-1]} features are above {LARGEST_NORM_BACKWARD}"
     return reason
 
 
@@ -368,3 +369,22 @@ def linear_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
     """The arguments and results of the registered `ctxfast::linear_cross_entropy`."""
     module = importlib.import_module("ctxfast.ops._triton_cross_entropy")
     return module.linear_cross_entropy(*arguments)
+
+
+def _linear() -> ModuleType:
+    return importlib.import_module("ctxfast.ops._triton_linear")
+
+
+def linear(*arguments: Any) -> Tensor:
+    """The arguments and result of the registered `ctxfast::linear`."""
+    return _linear().linear(*arguments)
+
+
+def linear_activation(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The arguments and results of the registered `ctxfast::linear_activation`."""
+    return _linear().linear_activation(*arguments)
+
+
+def linear_activation_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments and results of the registered `ctxfast::linear_activation_backward`."""
+    return _linear().linear_activation_backward(*arguments)

@@ -31,7 +31,7 @@ def warps(size: int) -> int:
 
 
 def logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows @ weight^T + bias, [M, V], every row aligned."""
+    """rows @ weight^T + bias, [M, V]; a row and its padding are one aligned stretch of memory."""
     columns = weight.shape[0]
     width = -(-columns // _ALIGNMENT) * _ALIGNMENT
     output = torch.empty((rows.shape[0], width), dtype=rows.dtype, device=rows.device)
@@ -49,7 +49,7 @@ def cross_entropy_(
     *,
     ignore_index: int,
 ) -> Tensor:
-    """The loss of every row of logits [M, V], of unit stride in a row; labels int64 [M].
+    """The loss of every row of logits [M, V], as the function `logits` made them; labels int64 [M].
 
     With gradient, logits become (softmax - one_hot) * scale, and 0 in rows without a label.
     """

@@ -18,7 +18,7 @@ def norm_warps(block: int) -> int:
 
 def norm_rows(x: Tensor) -> Tensor:
     """[..., N] as [rows, N] with unit stride in the last dimension; a copy only where needed."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 

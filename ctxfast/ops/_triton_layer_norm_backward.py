@@ -20,6 +20,10 @@ _PARTS = 256
 # Parts of a segment where a table has so few rows that one program a row would be few programs.
 _SEGMENT_PARTS = 64
 _FEW_ROWS = 16
+# Tiles of `column_sum` [BLOCK_P, BLOCK_N] and of `segment_sum` [BLOCK_T, SEGMENT_BLOCK_N].
+BLOCK_P, BLOCK_N = 32, 64
+BLOCK_T, SEGMENT_BLOCK_N = 16, 128
+SUM_WARPS = 4
 
 
 def _ranges(rows: int) -> tuple[int, int]:
@@ -28,22 +32,22 @@ def _ranges(rows: int) -> tuple[int, int]:
     return size, triton.cdiv(rows, size)
 
 
-def _column_sum(partial: Tensor, like: Tensor) -> Tensor:
+def add_parts(partial: Tensor, like: Tensor) -> Tensor:
     """float32 [parts, ...] -> [...], in the shape and dtype of `like`."""
     output = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     columns = output.numel()
     launch(
         column_sum,
-        triton.cdiv(columns, 64),
+        triton.cdiv(columns, BLOCK_N),
         output,
         dict(
             partial_ptr=partial,
             output_ptr=output,
             parts=partial.shape[0],
             columns=columns,
-            BLOCK_P=32,
-            BLOCK_N=64,
-            num_warps=4,
+            BLOCK_P=BLOCK_P,
+            BLOCK_N=BLOCK_N,
+            num_warps=SUM_WARPS,
         ),
     )
     return output
@@ -97,7 +101,7 @@ def add_layer_norm_backward(
             **dropout_arguments(p, seed, sequence_ids, positions),
         ),
     )
-    return dinput, dresidual, _column_sum(partial[0], weight), _column_sum(partial[1], bias)
+    return dinput, dresidual, add_parts(partial[0], weight), add_parts(partial[1], bias)
 
 
 def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, skipped: int) -> Tensor:
@@ -108,7 +112,7 @@ def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, skipped: int) -> T
     parts = _SEGMENT_PARTS if table.shape[0] <= _FEW_ROWS < ids.numel() else 1
     dtype = table.dtype if parts == 1 else torch.float32
     output = torch.empty((parts, *table.shape), dtype=dtype, device=table.device)
-    blocks = triton.cdiv(table.shape[1], 128)
+    blocks = triton.cdiv(table.shape[1], SEGMENT_BLOCK_N)
     launch(
         segment_sum,
         parts * table.shape[0] * blocks,
@@ -123,12 +127,12 @@ def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, skipped: int) -> T
             parts=parts,
             blocks=blocks,
             N=table.shape[1],
-            BLOCK_T=16,
-            BLOCK_N=128,
-            num_warps=4,
+            BLOCK_T=BLOCK_T,
+            BLOCK_N=SEGMENT_BLOCK_N,
+            num_warps=SUM_WARPS,
         ),
     )
-    return output[0] if parts == 1 else _column_sum(output, table)
+    return output[0] if parts == 1 else add_parts(output, table)
 
 
 def embed_layer_norm_backward(
@@ -185,5 +189,5 @@ def embed_layer_norm_backward(
     dword, dtype_table, dposition = (
         _table_gradient(dsum, i, t, s) for i, t, s in zip(ids, tables, skipped, strict=True)
     )
-    dweight, dbias = _column_sum(partial[0], weight), _column_sum(partial[1], bias)
+    dweight, dbias = add_parts(partial[0], weight), add_parts(partial[1], bias)
     return dword, dtype_table, dposition, dweight, dbias

@@ -1,4 +1,7 @@
-"""Linear layers with a fused epilogue: csrc on packed float32 weights, else the GEMM library of the platform."""
+"""Linear layers with a fused epilogue: csrc on packed float32 weights, else the GEMM library of the platform.
+
+On a GPU that library is cuBLAS, and one Triton pass over what it wrote does the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _native_linear, _native_matrix_product, _onednn
+from ctxfast.ops import _dispatch, _native_linear, _native_matrix_product, _onednn, _triton
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import (
@@ -17,7 +20,8 @@ from ctxfast.ops._validate import (
     require_same,
     shape_of,
 )
-from ctxfast.reference.linear import ACTIVATIONS
+from ctxfast.ops.linear_activation import linear_activation
+from ctxfast.reference.linear import ACTIVATIONS, activation_backward
 
 
 def _reference(input, weight, bias, activation, residual, packed):
@@ -41,16 +45,26 @@ def _native_backward(grad, input, weight):
     return dinput, *_native_matrix_product.product_and_row_sums(grad.t(), input)
 
 
+def _triton_refuses(input, *rest):
+    return _triton.elementwise_refuses(input)
+
+
+def _cublas_refuses(grad, input, weight):
+    return None if grad.is_cuda else f"device {grad.device}"
+
+
 linear_operator = Operator(
     "linear",
     Implementation("native", _native_linear.linear, _native_linear.linear_refuses),
     Implementation("onednn", _onednn.linear, _onednn.linear_refuses),
+    Implementation("triton", _triton.linear, _triton_refuses),
     Implementation("reference", _reference, never),
 )
 linear_backward_operator = Operator(
     "linear_backward",
     Implementation("native", _native_backward, _native_matrix_product.refuses),
     Implementation("onednn", _onednn.linear_backward, _onednn.linear_backward_refuses),
+    Implementation("cublas", reference.linear_backward, _cublas_refuses),
     Implementation("reference", reference.linear_backward, never),
 )
 
@@ -83,11 +97,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     pre_activation_grad = grad
     if ctx.activation != "none":
         z = _linear(input, weight, bias, "none", None, None)
-        if ctx.activation == "tanh":
-            pre_activation_grad = grad * (1 - torch.tanh(z).square())
-        else:
-            approximate = "tanh" if ctx.activation == "gelu_tanh" else "none"
-            pre_activation_grad = torch.ops.aten.gelu_backward(grad, z, approximate=approximate)
+        pre_activation_grad = activation_backward(grad, z, ctx.activation)
     rows = pre_activation_grad.reshape(-1, weight.shape[0])
     if any(ctx.needs_input_grad[1:3]):
         dinput, dweight, dbias = _linear_backward(rows, input.reshape(-1, weight.shape[1]), weight)
@@ -129,7 +139,7 @@ def linear(
     packed: a copy of weight in the layout of csrc or of the GEMM library, from `ctxfast.nn.PackedLinear`; inference
             only. The caller vouches that it holds the values of weight
 
-    Returns [..., N]. With gradients the activation runs on its own, so that its input is kept and not recomputed.
+    Returns [..., N]. With gradients what the activation was given is kept and not recomputed.
     Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or name.
     """
     op = "linear"
@@ -159,6 +169,10 @@ def linear(
     )
     if not needs_grad:
         return _linear(input, weight, bias, activation or "none", residual, packed)
+    if input.is_cuda or _dispatch.backend() == "triton":
+        if activation is None:
+            return _linear(input, weight, bias, "none", residual, None)
+        return linear_activation(input, weight, bias, activation, residual)[0]
     output = _linear(input, weight, bias, "none", None, None)
     output = ACTIVATIONS[activation or "none"](output)
     return output if residual is None else output + residual

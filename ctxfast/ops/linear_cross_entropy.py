@@ -212,8 +212,8 @@ def linear_cross_entropy(
     gradients are needed the same call computes them, so that the backward pass is one multiplication.
 
     Raises TypeError for a wrong dtype and ValueError for a wrong shape or device; on a CPU also for a label outside
-    the vocabulary, naming it. On a GPU, where labels are not read on the host, the loss is then NaN. A GPU waits for
-    the number of labels once a call; under the capture of a CUDA graph all rows are computed instead.
+    the vocabulary, naming it. On a GPU, where labels are not read on the host, the loss is then NaN. There the host
+    waits for the number of labels once a call; under the capture of a CUDA graph all rows are computed instead.
     """
     op = "linear_cross_entropy"
     require_floating(op, "hidden", hidden)

@@ -1,4 +1,4 @@
-"""The cross entropy kernel, interpreted, against float64: losses, gradients in place of logits, and its operator."""
+"""The cross entropy kernel, interpreted, against float64: losses, gradients in place of the logits, the operator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def in_place(logits, labels, scale=0.25, gradient=True, ignore_index=-100):
     losses = _triton_cross_entropy.cross_entropy_(
         view, labels, scale, gradient, ignore_index=ignore_index
     )
-    assert buffer[:, logits.shape[1] :].isnan().all()
+    padding = buffer[:, logits.shape[1] :]  # as good as absent: no value of it is read
+    assert (padding == 0).all() if gradient else padding.isnan().all()
     return losses, view
 
 
