@@ -1,4 +1,4 @@
-"""Linear layers with a fused epilogue: csrc on packed float32 weights, else the GEMM library of the platform.
+"""Linear layers with a fused epilogue: csrc on packed weights, else the GEMM library of the platform.
 
 On a GPU that library is cuBLAS, and one Triton pass over what it wrote does the rest.
 """
