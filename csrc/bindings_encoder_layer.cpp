@@ -1,41 +1,52 @@
-// The encoder layer of module ctxfast._C. Tuples hold addresses and sizes in the order of
-// EncoderLayerArgs; what stays the same from call to call is one of them.
+// The encoder layers of module ctxfast._C. Tuples hold addresses and sizes in the order of
+// EncoderLayer.
+#include <vector>
+
 #include "bindings.h"
 #include "encoder_layer.h"
 
 namespace ctxfast {
 namespace {
 
-// weights: (panels, bias) of the four linears, (weight, bias) of the two norms;
-// shape: (dtype, hidden, intermediate, heads, activation, eps of the first norm, eps of the second,
-// scale)
-EncoderLayerArgs read(const py::tuple& weights, const py::tuple& shape) {
-  EncoderLayerArgs args = {};
+// weights: (panels, bias, scales, sums) of the four linears, (weight, bias) of the two norms;
+// dtypes: (of states, of the inside, of the norms' parameters);
+// shape: (hidden, intermediate, heads, activation, eps of the first norm, eps of the second, scale)
+EncoderLayer read(const py::tuple& weights, const py::tuple& dtypes, const py::tuple& shape) {
+  EncoderLayer layer = {};
   size_t k = 0;
-  const auto next = [&] { return address(weights[k++].cast<uintptr_t>()); };
-  for (EncoderLinear& linear : args.linears) {
-    linear.panels = next();
-    linear.bias = next();
+  const auto next = [&] { return weights[k++].cast<uintptr_t>(); };
+  for (EncoderLinear& linear : layer.linears) {
+    linear.panels = address(next());
+    linear.bias = address(next());
+    linear.scales = address<const float>(next());
+    linear.sums = address<const float>(next());
   }
-  for (EncoderNorm& norm : args.norms) {
-    norm.weight = next();
-    norm.bias = next();
+  for (EncoderNorm& norm : layer.norms) {
+    norm.weight = address(next());
+    norm.bias = address(next());
   }
-  args.dtype = Dtype(shape[0].cast<int>());
-  args.hidden = shape[1].cast<int64_t>();
-  args.intermediate = shape[2].cast<int64_t>();
-  args.heads = shape[3].cast<int64_t>();
-  args.activation = Activation(shape[4].cast<int>());
-  args.norms[0].eps = shape[5].cast<double>();
-  args.norms[1].eps = shape[6].cast<double>();
-  args.scale = shape[7].cast<double>();
-  return args;
+  layer.dtype = Dtype(dtypes[0].cast<int>());
+  layer.inner_dtype = Dtype(dtypes[1].cast<int>());
+  layer.parameter_dtype = Dtype(dtypes[2].cast<int>());
+  layer.hidden = shape[0].cast<int64_t>();
+  layer.intermediate = shape[1].cast<int64_t>();
+  layer.heads = shape[2].cast<int64_t>();
+  layer.activation = Activation(shape[3].cast<int>());
+  layer.norms[0].eps = shape[4].cast<double>();
+  layer.norms[1].eps = shape[5].cast<double>();
+  layer.scale = shape[6].cast<double>();
+  return layer;
 }
 
-py::object run(const py::tuple& weights, const py::tuple& shape, uintptr_t input,
-               uintptr_t cu_seqlens, uintptr_t workspace, uintptr_t output, int64_t rows,
-               int64_t batch, int64_t max_seqlen, int threads) {
-  EncoderLayerArgs args = read(weights, shape);
+py::object run(const py::sequence& layers, uintptr_t input, uintptr_t cu_seqlens,
+               uintptr_t workspace, uintptr_t output, int64_t rows, int64_t batch,
+               int64_t max_seqlen, int threads) {
+  std::vector<const EncoderLayer*> stack;
+  stack.reserve(layers.size());
+  for (const py::handle& layer : layers) stack.push_back(layer.cast<const EncoderLayer*>());
+  EncoderLayersArgs args = {};
+  args.layers = stack.data();
+  args.count = int64_t(stack.size());
   args.input = address(input);
   args.cu_seqlens = address<const int32_t>(cu_seqlens);
   args.workspace = address(workspace);
@@ -47,26 +58,17 @@ py::object run(const py::tuple& weights, const py::tuple& shape, uintptr_t input
   Status status;
   {
     py::gil_scoped_release released;
-    status = encoder_layer(args);
+    status = encoder_layers(args);
   }
   return to_python(status);
-}
-
-int64_t workspace(int64_t rows, int dtype, int64_t hidden, int64_t intermediate, int64_t heads) {
-  EncoderLayerArgs args = {};
-  args.dtype = Dtype(dtype);
-  args.rows = rows;
-  args.hidden = hidden;
-  args.intermediate = intermediate;
-  args.heads = heads;
-  return encoder_layer_workspace(args);
 }
 
 }  // namespace
 
 void bind_encoder_layer(py::module_& m) {
-  m.def("encoder_layer", &run);
-  m.def("encoder_layer_workspace", &workspace);
+  py::class_<EncoderLayer>(m, "EncoderLayer").def(py::init(&read));
+  m.def("encoder_layers", &run);
+  m.def("encoder_workspace", &encoder_workspace);
 }
 
 }  // namespace ctxfast

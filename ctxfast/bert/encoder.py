@@ -9,7 +9,7 @@ Modules and parameters have the names of transformers, so that checkpoints load 
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,21 @@ from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, Ber
 from ctxfast.bert.selection import Selection
 from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves, fuse_layer
 from ctxfast.nn.fusion import is_stock
+from ctxfast.nn.packed_copy import PackedCopy
 from ctxfast.nn.packed_linear import (
     PackedLinear,
     PackedModule,
+    PackOwner,
     computes_in,
     inner_dtype,
     is_fusable,
     linear,
     packed_copies,
+    packed_copies_serve,
     stacked_linear,
     takes_any_rows,
 )
+from ctxfast.nn.snapshot import Snapshot
 
 
 def submodules(module: nn.Module) -> dict[str, Any]:
@@ -194,8 +198,10 @@ class BertLayer(nn.Module):
             plan = AttentionPlan.of_rows(selection)
         return parts["output"](parts["intermediate"](attended), attended, plan), weights
 
-    def fused(self, hidden: Tensor) -> EncoderLayer | None:
-        """The layer as one native call on states like `hidden`, or None where its parts have to be called."""
+    def fused(self, hidden: Tensor) -> tuple[EncoderLayer, list[PackedCopy]] | None:
+        """The layer as a native call on states like `hidden`, and the copies that it was made of; None where its parts
+        have to be called.
+        """
         own = submodules(self)
         attention, feed_forward, second = own["attention"], own["intermediate"], own["output"]
         attend, first = (submodules(attention)[name] for name in ("self", "output"))
@@ -212,15 +218,18 @@ class BertLayer(nn.Module):
             (norm._parameters.get("weight"), norm._parameters.get("bias"), norm.eps)
             for norm in (first_parts["LayerNorm"], second_parts["LayerNorm"])
         ]
-        return fuse_layer(
+        copies = packed_copies(attend, stacked, single, hidden)
+        layer = fuse_layer(
             hidden.shape[1],
-            packed_copies(attend, stacked, single, hidden),
+            copies,
             [module._parameters.get("bias") for module in single],
             (norms[0], norms[1]),
             feed_forward.fused or "none",
             attend.num_attention_heads,
             attend.attention_head_size**-0.5,
+            hidden.dtype,
         )
+        return None if layer is None else (layer, [copy for copy in copies if copy is not None])
 
 
 _PARTS = (
@@ -233,8 +242,16 @@ _PARTS = (
 )
 
 
-class BertEncoder(nn.Module):
-    """The stack of layers.
+class _Stack(NamedTuple):
+    """Layers as native calls on states of one dtype, and what they were when these were made."""
+
+    dtype: torch.dtype
+    layers: list[EncoderLayer]
+    snapshot: Snapshot
+
+
+class BertEncoder(PackOwner):
+    """The stack of layers; it holds them ready to run as one native call.
 
     gradient_checkpointing: a training step keeps the input of each layer alone and computes the layer again for its
     gradients (Chen et al., 2016)
@@ -244,6 +261,14 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
+        self._stack: _Stack | None = None
+
+    def drop_packed(self) -> None:
+        self._stack = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Serves pickling and deepcopy: native calls can do neither."""
+        return {**self.__dict__, "_stack": None}
 
     def takes_any_rows(self) -> bool:
         """Whether the packed weights of a call that begins now serve every number of rows alike."""
@@ -277,13 +302,13 @@ class BertEncoder(nn.Module):
         everything = output_hidden_states or plan.output_attentions
         last = None if selection is None or everything else len(self.layer) - 1
         fused = self._fused(hidden, plan, len(self.layer) if last is None else last)
-        run = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen) if fused else None
-        for number, layer in enumerate(self.layer):
-            if run is not None and number < len(fused):
-                hidden = run(fused[number], hidden)
+        if fused:
+            run = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen)
+            for part in [[layer] for layer in fused] if output_hidden_states else [fused]:
+                hidden = run.stack(part, hidden)
                 if output_hidden_states:
-                    states.append(hidden)
-                continue
+                    states.append(hidden.to(dtype))
+        for number, layer in islice(enumerate(self.layer), len(fused), None):
             arguments = (hidden, plan, selection) if number == last else (hidden, plan)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 hidden, weights = checkpoint(layer, *arguments, use_reentrant=False)
@@ -299,17 +324,30 @@ class BertEncoder(nn.Module):
 
     def _fused(self, hidden: Tensor, plan: AttentionPlan, count: int) -> list[EncoderLayer]:
         """The first `count` layers as native calls, or nothing where one of them has to be called by its parts."""
-        fused: list[EncoderLayer] = []
+        if torch.is_grad_enabled():
+            self._stack = None
         if plan.output_attentions or plan.attn_mask is not None or count < 1:
-            return fused
+            return []
         first: Any = self.layer[0].attention.self  # type: ignore[union-attr]
-        if first.precision is not None or not encoder_layer_serves(
-            hidden, first.num_attention_heads
-        ):
-            return fused
-        for layer in islice(self.layer, count):
-            call = layer.fused(hidden) if type(layer) is BertLayer else None
-            if call is None:
-                return []
-            fused.append(call)
-        return fused
+        serves = encoder_layer_serves(hidden, first.num_attention_heads)
+        if not (serves and packed_copies_serve(hidden)):
+            return []
+        modules = list(islice(self.layer, count))
+        stack = self._stack
+        if stack is None or stack.dtype != hidden.dtype or not stack.snapshot.matches(modules):
+            self._stack = stack = self._fuse(hidden, modules)
+        return [] if stack is None else stack.layers
+
+    def _fuse(self, hidden: Tensor, modules: list[nn.Module]) -> _Stack | None:
+        layers: list[EncoderLayer] = []
+        copies: list[PackedCopy] = []
+        for module in modules:
+            fused = module.fused(hidden) if type(module) is BertLayer else None
+            if fused is None:
+                return None
+            layers.append(fused[0])
+            copies += fused[1]
+        if len({layer.kind for layer in layers}) > 1:
+            return None
+        fingerprints = [fingerprint for copy in copies for fingerprint in copy.fingerprints]
+        return _Stack(hidden.dtype, layers, Snapshot(modules, fingerprints))

@@ -1,7 +1,7 @@
 """Whole encoder layers as native calls, for inference: what to ask before, and what to hand over.
 
 With a short sentence the parts of a layer take as long as Python takes to call them, and the weights that stream
-through the caches leave Python nothing of its own there. So all layers are looked at first; then each is one call. The
+through the caches leave Python nothing of its own there. So all layers are looked at first; then they are one call. The
 call runs the kernels of the parts in their order and gives the same numbers; whatever it does not serve, and whoever
 wants to see the parts (hooks, adapters, gradients, `explain`), gets the calls of the parts.
 """
@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ctxfast.nn.packed_copy import PackedCopy
-from ctxfast.ops._native_encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves
+from ctxfast.ops._native_encoder_layer import (
+    EncoderLayer,
+    EncoderRun,
+    PackedWeight,
+    encoder_layer_serves,
+)
 
 __all__ = ["EncoderLayer", "EncoderRun", "encoder_layer_serves", "fuse_layer"]
 
@@ -32,6 +37,24 @@ def _readable(parameter: Tensor, size: int, dtype: torch.dtype) -> bool:
     )
 
 
+def _packed_weight(
+    copy: PackedCopy | None, bias: Tensor | None, columns: int, depth: int, dtype: torch.dtype
+) -> PackedWeight | None:
+    """The copy of a layer between states of that dtype, and its bias where the copy has none, if csrc can read them."""
+    if copy is None or copy.plain.shape != (columns, depth):
+        return None
+    if copy.bias is not None:
+        bias = copy.bias
+    elif bias is not None and not _readable(bias, columns, copy.held):
+        return None
+    if copy.compute == torch.int8:
+        panels, scales, sums, _ = copy.weight
+        return PackedWeight(panels, bias, scales, sums)
+    if not copy.in_panels or copy.compute != dtype:
+        return None
+    return PackedWeight(copy.weight, bias)
+
+
 def fuse_layer(
     size: int,
     copies: Sequence[PackedCopy | None],
@@ -40,33 +63,30 @@ def fuse_layer(
     activation: str,
     heads: int,
     scale: float,
+    dtype: torch.dtype | None = None,
 ) -> EncoderLayer | None:
     """A layer of states [T, size] as one call; None where its parts must be called.
 
     copies: of query, key and value stacked, the attention output, and the two layers of the feed-forward block
     biases: of the last three;  norms: weight, bias and eps behind the attention and behind the feed-forward block
+    dtype: of the states, by default that of the products
     """
-    projection, output, up, down = copies
-    if projection is None or output is None or up is None or down is None:
+    if None in copies:
         return None
-    inner, dtype = up.plain.shape[0], up.plain.dtype
-    if not (
-        all(c.in_panels and c.compute == dtype for c in (projection, output, up, down))
-        and projection.plain.shape == (3 * size, size)
-        and output.plain.shape == (size, size)
-        and up.plain.shape == (inner, size)
-        and down.plain.shape == (size, inner)
+    projection, output, up, down = copies
+    assert projection is not None and up is not None
+    inner, dtype = up.plain.shape[0], dtype or projection.compute
+    shapes = ((3 * size, size), (size, size), (inner, size), (size, inner))
+    linears = [
+        _packed_weight(copy, bias, *shape, dtype)
+        for copy, bias, shape in zip(copies, (None, *biases), shapes, strict=True)
+    ]
+    ready = [linear for linear in linears if linear is not None]
+    if len(ready) < 4 or len({linear.scales is None for linear in ready}) > 1:
+        return None
+    held = norms[0][0].dtype
+    if held not in (dtype, torch.float32) or not all(
+        _readable(parameter, size, held) for norm in norms for parameter in norm[:2]
     ):
         return None
-    for bias, columns in zip(biases, (size, inner, size), strict=True):
-        if bias is not None and not _readable(bias, columns, dtype):
-            return None
-    (weight1, bias1, eps1), (weight2, bias2, eps2) = norms
-    for parameter in (weight1, bias1, weight2, bias2):
-        if not _readable(parameter, size, dtype):
-            return None
-    tensors = (
-        *(projection.weight, projection.bias, output.weight, biases[0]),
-        *(up.weight, biases[1], down.weight, biases[2], weight1, bias1, weight2, bias2),
-    )
-    return EncoderLayer.of(tensors, size, inner, heads, activation, eps1, eps2, scale)
+    return EncoderLayer(ready, norms, dtype, size, inner, heads, activation, scale)

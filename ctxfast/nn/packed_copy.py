@@ -53,15 +53,18 @@ Weights = Sequence[Tensor]
 Biases = Sequence[Tensor | None]
 
 
-def _sources(weights: Weights, biases: Biases) -> list[Tensor]:
-    """The parameters that a copy is made from: one weight, or several and their biases, which are stacked too."""
-    if len(weights) == 1:
+def _sources(weights: Weights, biases: Biases, held: torch.dtype) -> list[Tensor]:
+    """The parameters that a copy is made from: weights, and biases where they are stacked too or have to be cast."""
+    if len(weights) == 1 and (biases[0] is None or biases[0].dtype == held):
         return [*weights]
     return [*weights, *(bias for bias in biases if bias is not None)]
 
 
 class PackedCopy:
-    """A packed weight, the bias [N] of stacked layers, and the fingerprints of what they were made from.
+    """A packed weight, and the fingerprints of what it was made from.
+
+    bias: [N], of stacked layers, or of one whose own has another dtype than `held`; otherwise None
+    held: the dtype of what is not packed
 
     compute: the dtype of the products, which decides the form of weight: the panels of csrc for float32 and bfloat16
         (the layout of oneDNN for what csrc does not take), an `ops.QuantizedWeight` for int8
@@ -69,13 +72,13 @@ class PackedCopy:
         its values instead of the packed ones would get NaN.
     """
 
-    __slots__ = ("bias", "compute", "fingerprints", "plain", "weight")
+    __slots__ = ("bias", "compute", "fingerprints", "held", "plain", "weight")
 
     def __init__(self, weights: Weights, biases: Biases, compute: torch.dtype) -> None:
-        sources = _sources(weights, biases)
-        count = len(weights)
         self.compute = compute
-        held = torch.float32 if compute == torch.int8 else compute  # of what is not packed
+        self.held = held = torch.float32 if compute == torch.int8 else compute
+        sources = _sources(weights, biases, held)
+        count = len(weights)
         self.weight: Any
         # Outside inference mode, so that the copy also serves calls under no_grad.
         with torch.inference_mode(False), torch.no_grad():
@@ -87,7 +90,7 @@ class PackedCopy:
 
     def matches(self, weights: Weights, biases: Biases) -> bool:
         """Whether it is still a copy of these."""
-        sources = _sources(weights, biases)
+        sources = _sources(weights, biases, self.held)
         return len(sources) == len(self.fingerprints) and all(
             map(Fingerprint.matches, self.fingerprints, sources)
         )
@@ -109,12 +112,14 @@ class PackedCopy:
         activation: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """activation(input @ weight^T + bias), returned in `dtype`, by default that of input."""
+        """activation(input @ weight^T + bias), returned in `dtype`, by default that of input.
+
+        bias: of the layer, for which the bias of the copy stands where there is one
+        """
         dtype, compute, weight = dtype or input.dtype, self.compute, self.weight
+        bias = bias if self.bias is None else self.bias
         if compute == torch.int8:
             return ops.linear_int8(input, weight, bias, activation=activation, dtype=dtype)
-        if bias is not None and bias.dtype != compute:
-            bias = bias.to(compute)
         input = input.to(compute)
         return ops.linear(input, self.plain, bias, activation=activation, packed=weight).to(dtype)
 

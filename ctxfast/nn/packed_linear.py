@@ -27,7 +27,28 @@ from ctxfast.reference.linear import ACTIVATIONS
 _COMPUTE = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
-class PackedModule(nn.Module):
+class PackOwner(nn.Module):
+    """Base of modules that hold something made of their parameters, which is dropped whenever these may change."""
+
+    def drop_packed(self) -> None:
+        """Forgets what is packed; the next call that may use it makes it again."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> PackOwner:
+        if mode:
+            self.drop_packed()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackOwner:
+        self.drop_packed()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop_packed()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class PackedModule(PackOwner):
     """Base of modules that hold the packed weight of one linear layer, or of several that read the same input.
 
     pack: set it to False, or use `set_packing`, to run on the plain weights and save the memory of the copy.
@@ -67,7 +88,7 @@ class PackedModule(nn.Module):
         if torch.is_grad_enabled():
             self._copy = None
             return None
-        if self.training or not self.pack or not _permitted(input):
+        if self.training or not self.pack or not packed_copies_serve(input):
             return None
         copy, precision = self._copy, self.precision
         compute = input.dtype if precision is None else _COMPUTE[precision]
@@ -79,25 +100,12 @@ class PackedModule(nn.Module):
         self._copy = copy = PackedCopy(weights, biases, compute)
         return copy
 
-    def train(self, mode: bool = True) -> PackedModule:
-        if mode:
-            self.drop_packed()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
-        self.drop_packed()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.drop_packed()
-        super()._load_from_state_dict(*args, **kwargs)
-
     def __getstate__(self) -> dict[str, Any]:
         """Serves pickling and deepcopy: a packed tensor can do neither."""
         return {**self.__dict__, "_copy": None}
 
 
-def _permitted(input: Tensor) -> bool:
+def packed_copies_serve(input: Tensor) -> bool:
     """Whether a packed weight may serve now, whatever the weight."""
     return (
         _dispatch.backend() != "reference"
@@ -118,7 +126,7 @@ def takes_any_rows(parameter: Tensor, precision: str | None = None) -> bool:
     compute = parameter.dtype if precision is None else _COMPUTE[precision]
     return (
         not torch.is_grad_enabled()
-        and _permitted(parameter)
+        and packed_copies_serve(parameter)
         and parameter.is_cpu
         and parameter.dim() == 2
         and (
@@ -220,7 +228,7 @@ def stacked_linear(
         copy = owner._packed([w for w, _ in pairs], [b for _, b in pairs], input)
     if copy is None:
         return tuple(linear(module, input, None, dtype) for module in modules)
-    output = copy.linear(input, copy.bias, None, dtype)
+    output = copy.linear(input, None, None, dtype)
     return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
 
 
@@ -231,7 +239,7 @@ def computes_in(owner: PackedModule, precision: str, input: Tensor) -> bool:
         and owner.pack
         and not owner.training
         and not torch.is_grad_enabled()
-        and _permitted(input)
+        and packed_copies_serve(input)
     )
 
 
@@ -258,7 +266,7 @@ def packed_copies(
 def refresh(model: nn.Module) -> None:
     """Forgets every packed weight in `model`, after a write that nothing announced."""
     for module in model.modules():
-        if isinstance(module, PackedModule):
+        if isinstance(module, PackOwner):
             module.drop_packed()
 
 
@@ -267,7 +275,7 @@ def set_packing(model: nn.Module, pack: bool) -> None:
     for module in model.modules():
         if isinstance(module, PackedModule):
             module.pack = pack
-            module.drop_packed()
+    refresh(model)
 
 
 def set_precision(model: nn.Module, precision: str | None) -> None:
@@ -295,7 +303,7 @@ def set_precision(model: nn.Module, precision: str | None) -> None:
     for module in model.modules():
         if isinstance(module, PackedModule):
             module.precision = precision
-            module.drop_packed()
+    refresh(model)
 
 
 def packed_bytes(model: nn.Module) -> int:

@@ -6,7 +6,8 @@ residual, norm (Vaswani et al., 2017).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,36 +50,57 @@ def encoder_layer_serves(hidden: Tensor, heads: int) -> bool:
     )
 
 
-class EncoderLayer(NamedTuple):
-    """What stays the same from call to call; keeps every tensor alive that it points to."""
+class PackedWeight(NamedTuple):
+    """A packed linear layer: panels of `_native_linear.pack` and a bias of their dtype, or the parts of an
+    `ops.QuantizedWeight` and a float32 bias."""
 
-    tensors: tuple[Tensor | None, ...]
-    addresses: tuple[int, ...]
-    shape: tuple[Any, ...]
+    panels: Tensor
+    bias: Tensor | None
+    scales: Tensor | None = None
+    sums: Tensor | None = None
 
-    @classmethod
-    def of(
-        cls,
-        tensors: tuple[Tensor | None, ...],
+
+class EncoderLayer:
+    """One layer, ready to run; keeps every tensor alive that it points to.
+
+    kind: dtypes and sizes, which layers of one call have in common
+    """
+
+    __slots__ = ("kind", "native", "tensors")
+
+    def __init__(
+        self,
+        linears: Sequence[PackedWeight],
+        norms: Sequence[tuple[Tensor, Tensor, float]],
+        dtype: torch.dtype,
         size: int,
         inner: int,
         heads: int,
         activation: str,
-        eps1: float,
-        eps2: float,
         scale: float,
-    ) -> EncoderLayer:
-        """tensors: contiguous, of one dtype, float32 or bfloat16. Panels of `_native_linear.pack` and bias of query,
-        key and value stacked, of the attention output, and of the two layers of the feed-forward block of `inner`
-        units; weight and bias of the norm behind the attention, and of that behind the feed-forward block
+    ) -> None:
+        """Everything is contiguous.
+
+        linears: of query, key and value stacked, the attention output, and the two of the feed-forward block of `inner`
+            units: all in panels of `dtype`, or all of 8 bits with float32 biases
+        norms: weight, bias and eps behind the attention and behind the feed-forward block, in `dtype` or float32
+        dtype: float32 or bfloat16, of the states [T, size]
         """
-        dtype = next(_DTYPES[tensor.dtype] for tensor in tensors if tensor is not None)
-        shape = (dtype, size, inner, heads, _ACTIVATIONS[activation], eps1, eps2, scale)
-        return cls(tensors, tuple(map(_address, tensors)), shape)
+        eight = linears[0].scales is not None
+        dtypes = (dtype, torch.bfloat16 if eight else dtype, norms[0][0].dtype)
+        self.kind = (*(_DTYPES[x] for x in dtypes), size, inner, heads)
+        self.tensors = [x for linear in linears for x in linear]
+        self.tensors += [x for weight, bias, _ in norms for x in (weight, bias)]
+        eps = [eps for _, _, eps in norms]
+        self.native = _module().EncoderLayer(
+            tuple(map(_address, self.tensors)),
+            self.kind[:3],
+            (size, inner, heads, _ACTIVATIONS[activation], *eps, scale),
+        )
 
 
 class EncoderRun:
-    """Runs layers on packed tokens, one after the other, in one working space."""
+    """Runs layers on packed tokens in one working space."""
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int) -> None:
         """cu_seqlens, max_seqlen: as `ops.attention_varlen`"""
@@ -89,15 +111,19 @@ class EncoderRun:
 
     def __call__(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
         """[T, N] -> [T, N], for which `encoder_layer_serves`; errors as `ops.attention_varlen`."""
+        return self.stack((layer,), hidden)
+
+    def stack(self, layers: Sequence[EncoderLayer], hidden: Tensor) -> Tensor:
+        """The same of several layers of one kind, one after the other."""
         hidden = _aligned(hidden.contiguous())
         rows = hidden.shape[0]
-        bytes = self._native.encoder_layer_workspace(rows, *layer.shape[:4])
+        natives = [layer.native for layer in layers]
+        bytes = self._native.encoder_workspace(natives[0], rows)
         if self._workspace.shape[0] < bytes:
             self._workspace = torch.empty(bytes, dtype=torch.uint8)
         output = torch.empty_like(hidden)
-        status = self._native.encoder_layer(
-            layer.addresses,
-            layer.shape,
+        status = self._native.encoder_layers(
+            natives,
             hidden.data_ptr(),
             self._cu_seqlens.data_ptr(),
             self._workspace.data_ptr(),

@@ -96,6 +96,7 @@ add_layer_norm_backward_operator = Operator(
     Implementation("reference", _reference_backward, never),
 )
 
+_NARROW = (torch.bfloat16, torch.float16)
 _ARGUMENTS = (
     "Tensor input, Tensor? residual, Tensor weight, Tensor bias, float eps, float dropout_p, "
     "Tensor? seed, Tensor? sequence_ids, Tensor? positions)"
@@ -174,7 +175,8 @@ def add_layer_norm(
 ) -> Tensor:
     """LayerNorm(dropout(input) + residual) in one pass over memory (Ba et al., 2016), statistics in float32.
 
-    input:  [..., N], floating;  residual: the same shape and dtype, or None;  weight and bias: [N]
+    input:  [..., N], floating;  residual: the same shape and dtype, or None
+    weight and bias: [N]; float32 stays so beside a narrower input, others are cast to the dtype of input
     dropout_p: active when > 0, mask as in `ctxfast.reference.dropout` with these coordinates of each row:
     sequence_ids, positions: integers [...]; by default the last leading dimension counts positions, the others
             sequences
@@ -202,7 +204,9 @@ def add_layer_norm(
             raise ValueError(f"{op}: {name} must be {tuple(size)}, got {shape_of(parameter)}")
         if parameter.device != input.device:
             raise ValueError(f"{op}: {name} must be on {input.device}, got {parameter.device}")
-    weight, bias = weight.to(input.dtype), bias.to(input.dtype)
+    exact = weight.dtype == bias.dtype == torch.float32 and input.dtype in _NARROW
+    if not exact:
+        weight, bias = weight.to(input.dtype), bias.to(input.dtype)
     require_probability(op, dropout_p)
     seed = dropout_seed(op, dropout_p, seed, input.device)
     if dropout_p > 0.0:

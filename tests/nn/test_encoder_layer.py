@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import pickle
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +14,10 @@ from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.bert import BertConfig, BertForSequenceClassification, BertModel
-from ctxfast.nn import set_packing, set_precision
+from ctxfast.nn import refresh, set_packing, set_precision
 from ctxfast.ops import _dispatch, _native
-from ctxfast.ops._native_encoder_layer import EncoderRun
+from ctxfast.ops._native_encoder_layer import EncoderLayer, EncoderRun
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 pytestmark = pytest.mark.skipif(
     not _native.available(), reason=f"native module absent: {_native.unavailable_reason()}"
@@ -30,16 +34,16 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What went through the one call."""
-    seen: list[Tensor] = []
-    run = EncoderRun.__call__
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[EncoderLayer]:
+    """The layers that ran as native calls."""
+    seen: list[EncoderLayer] = []
+    run = EncoderRun.stack
 
-    def spy(self: EncoderRun, layer: Any, hidden: Tensor) -> Tensor:
-        seen.append(run(self, layer, hidden))
-        return seen[-1]
+    def spy(self: EncoderRun, layers: Sequence[EncoderLayer], hidden: Tensor) -> Tensor:
+        seen.extend(layers)
+        return run(self, layers, hidden)
 
-    monkeypatch.setattr(EncoderRun, "__call__", spy)
+    monkeypatch.setattr(EncoderRun, "stack", spy)
     return seen
 
 
@@ -53,31 +57,47 @@ def batch(*lengths: int) -> tuple[Tensor, Tensor]:
     return torch.randint(1, 50, (len(lengths), width)), mask
 
 
-def by_parts(bert: nn.Module, *inputs: Tensor) -> Tensor:
+OPERATORS = {None: "linear", "bfloat16": "linear", "int8": "linear_int8"}
+
+
+def by_parts(bert: nn.Module, *inputs: Tensor, operator: str = "linear") -> Tensor:
     """`explain` wants to see every operator, so they are called."""
     with torch.no_grad(), _dispatch.record() as verdicts:
         output = bert(*inputs)[0]
-    assert {v.operator: v.ran for v in verdicts}["linear"] == "native"
+    assert {v.operator: v.ran for v in verdicts}[operator] == "native"
     return output
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "tanh"])
 @pytest.mark.parametrize("lengths", [(1,), (12,), (7, 0, 20), (33, 48, 5)])
+@pytest.mark.parametrize("compute", [None, "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gives_the_bits_of_its_parts(
-    calls: list[Tensor], act: str, lengths: tuple[int, ...], dtype: torch.dtype
+    calls: list[EncoderLayer],
+    act: str,
+    lengths: tuple[int, ...],
+    compute: str | None,
+    dtype: torch.dtype,
 ) -> None:
+    if compute == "int8" and (reason := int8_unavailable_reason()):
+        pytest.skip(reason)
     bert = model(hidden_act=act).to(dtype)
+    for parameter in bert.parameters():
+        nn.init.normal_(parameter, std=0.3)  # norms and biases too
+    set_precision(bert, compute)
     inputs = batch(*lengths)
     with torch.inference_mode():
+        whole = bert(*inputs).last_hidden_state
         found = bert(*inputs, output_hidden_states=True)
-    assert len(calls) == 3
-    assert torch.equal(found.last_hidden_state, by_parts(bert, *inputs))
+    assert len(calls) == 6
+    assert whole.abs().sum() > 0
+    assert torch.equal(whole, by_parts(bert, *inputs, operator=OPERATORS[compute]))
+    assert torch.equal(found.last_hidden_state, whole)
     assert len(found.hidden_states) == 4
     assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
 
 
-def test_a_head_needs_the_last_layer_in_parts(calls: list[Tensor]) -> None:
+def test_a_head_needs_the_last_layer_in_parts(calls: list[EncoderLayer]) -> None:
     bert = BertForSequenceClassification(BertConfig(**SMALL)).eval()
     inputs = batch(9, 4)
     with torch.no_grad():
@@ -119,7 +139,7 @@ def drop(bert: BertModel) -> None:
 
 @pytest.mark.parametrize("change", [hook, hook_a_layer, wrap, patch, drop])
 def test_what_somebody_put_into_a_layer_is_called(
-    calls: list[Tensor], change: Callable[[BertModel], None]
+    calls: list[EncoderLayer], change: Callable[[BertModel], None]
 ) -> None:
     bert = model()
     inputs = batch(9, 4)
@@ -132,7 +152,7 @@ def test_what_somebody_put_into_a_layer_is_called(
     assert (after - before).abs().max() > 0.01
 
 
-def test_who_else_gets_the_parts(calls: list[Tensor]) -> None:
+def test_who_else_gets_the_parts(calls: list[EncoderLayer]) -> None:
     bert = model()
     inputs = batch(9, 4)
     exact = bert(*inputs).last_hidden_state
@@ -152,7 +172,7 @@ def test_who_else_gets_the_parts(calls: list[Tensor]) -> None:
     assert len(calls) == 3
 
 
-def test_layers_of_mixed_precision_run_by_their_parts(calls: list[Tensor]) -> None:
+def test_layers_of_mixed_precision_run_by_their_parts(calls: list[EncoderLayer]) -> None:
     bert = model()
     inputs = batch(9, 4)
     with torch.no_grad():
@@ -164,7 +184,7 @@ def test_layers_of_mixed_precision_run_by_their_parts(calls: list[Tensor]) -> No
     assert 0 < (mixed - exact).abs().max() < 0.2
 
 
-def test_written_weights_are_seen(calls: list[Tensor]) -> None:
+def test_written_weights_are_seen(calls: list[EncoderLayer]) -> None:
     bert = model()
     inputs = batch(12)
     with torch.no_grad():
@@ -175,3 +195,102 @@ def test_written_weights_are_seen(calls: list[Tensor]) -> None:
                 expected = bert(*inputs).last_hidden_state
             assert (bert(*inputs).last_hidden_state - expected).abs().max() < 1e-4
     assert len(calls) == 6
+
+
+def test_nothing_is_made_again_while_nothing_changes(calls: list[EncoderLayer]) -> None:
+    bert = model()
+    with torch.no_grad():
+        for _ in range(3):
+            bert(*batch(9, 4))
+    assert len(calls) == 9 and all(calls[k] is calls[k + 3] for k in range(6))
+
+
+def other_storage(bert: BertModel) -> None:
+    dense = bert.encoder.layer[1].output.dense
+    dense.weight.data = dense.weight.data * 2
+
+
+def other_parameter(bert: BertModel) -> None:
+    norm = bert.encoder.layer[2].output.LayerNorm
+    norm.weight = nn.Parameter(norm.weight.detach() * 2)
+
+
+def other_module(bert: BertModel) -> None:
+    bert.encoder.layer[0].attention.output = copy.deepcopy(bert.encoder.layer[1].attention.output)
+
+
+def other_layer(bert: BertModel) -> None:
+    bert.encoder.layer[0] = copy.deepcopy(bert.encoder.layer[1])
+
+
+def other_attribute(bert: BertModel) -> None:
+    bert.encoder.layer[1].attention.output.LayerNorm.eps = 0.5
+
+
+def written_in_place(bert: BertModel) -> None:
+    bert.encoder.layer[1].intermediate.dense.bias.mul_(3)
+
+
+def written_unseen(bert: BertModel) -> None:
+    bert.encoder.layer[1].intermediate.dense.weight.data.mul_(3)
+
+
+def loaded(bert: BertModel) -> None:
+    bert.load_state_dict({name: value * 1.5 for name, value in bert.state_dict().items()})
+
+
+@pytest.mark.parametrize("compute", [None, "bfloat16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_storage,
+        other_parameter,
+        other_module,
+        other_layer,
+        other_attribute,
+        written_in_place,
+        written_unseen,
+        loaded,
+    ],
+)
+def test_a_change_is_seen_by_the_next_call(
+    calls: list[EncoderLayer], change: Callable[[BertModel], None], compute: str | None
+) -> None:
+    bert = model()
+    for parameter in bert.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    set_precision(bert, compute)
+    inputs = batch(9, 4)
+    with torch.no_grad():
+        before = bert(*inputs).last_hidden_state
+        change(bert)
+        after = bert(*inputs).last_hidden_state
+        assert len(calls) == 6
+        assert (after - before).abs().max() > 0.01
+        refresh(bert)
+        assert torch.equal(bert(*inputs).last_hidden_state, after)
+
+
+def test_copies_of_the_model_run_their_own_layers(calls: list[EncoderLayer]) -> None:
+    bert = model()
+    inputs = batch(9, 4)
+    with torch.no_grad():
+        expected = bert(*inputs).last_hidden_state
+        twins = copy.deepcopy(bert), pickle.loads(pickle.dumps(bert))
+        for twin in twins:
+            assert torch.equal(twin(*inputs).last_hidden_state, expected)
+    assert len(calls) == 9 and len(set(map(id, calls))) == 9
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [lambda bert: bert.train(), refresh, lambda bert: set_packing(bert, False), BertModel.float],
+)
+def test_packed_weights_are_given_back(drop: Callable[[BertModel], object]) -> None:
+    bert = model()
+    with torch.no_grad():
+        bert(*batch(9))
+    panels = weakref.ref(bert.encoder.layer[0].output.dense._copy.weight)
+    assert panels() is not None
+    drop(bert)
+    assert panels() is None

@@ -39,6 +39,28 @@ def test_matches_float64(backend, dtype, size, with_residual):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wide", ["weight", "bias", "both"])
+def test_float32_parameters_beside_bfloat16(backend, wide):
+    x, residual = (torch.randn(7, 100, dtype=torch.bfloat16) for _ in range(2))
+    parameters = [torch.randn(100, requires_grad=True) for _ in range(2)]
+    held = [
+        p if wide in (name, "both") else p.bfloat16()
+        for p, name in zip(parameters, ("weight", "bias"), strict=True)
+    ]
+    with only(backend):
+        result = ops.add_layer_norm(x, residual, *held, 1e-12)
+        result.float().square().sum().backward()
+    if wide != "both":  # cast, as ever
+        held = [p.bfloat16() for p in parameters]
+    exact = torch.nn.functional.layer_norm(
+        x.double() + residual.double(), (100,), *(p.detach().double() for p in held), 1e-12
+    )
+    # No error but that of rounding the result: half a unit of bfloat16 in the last place, and what float32 leaves.
+    assert ((result - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_large_offsets_do_not_cancel(backend):
     x = torch.randn(4, 256) * 1e-3 + 1000
     weight, bias = torch.ones(256), torch.zeros(256)
