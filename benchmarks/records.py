@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -66,6 +66,11 @@ class Result:
     @property
     def key(self) -> str:
         return f"{self.label} · {self.dtype}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is ctxfast, in whatever form: then it is no peer to be compared with."""
+        return self.peer.split(".")[0] == "ctxfast"
 
     @property
     def native(self) -> bool:
@@ -213,6 +218,50 @@ def read(path: Path) -> Run:
     if run.cases and len(run.cases[-1].results) < expected:
         run.cases.pop()
     return run
+
+
+def merge(runs: Sequence[Run]) -> Run:
+    """Several runs of one machine as one; where their commits differ, all are named. The ceilings are the first run's.
+
+    Raises ValueError for no run, for another device, number of threads or torch, and for a case that two runs have.
+    """
+    if not runs:
+        raise ValueError("merge: runs must hold at least one run, got none")
+    first = runs[0]
+    for name in ("device", "threads", "torch"):
+        found = list(dict.fromkeys(run.environment.get(name) for run in runs))
+        if len(found) > 1:
+            raise ValueError(f"merge: runs must have one {name}, got {found[0]} and {found[1]}")
+    cases = [case for run in runs for case in run.cases]
+    if len({case.identity for case in cases}) < len(cases):
+        twice = next(
+            c for i, c in enumerate(cases) if c.identity in {d.identity for d in cases[:i]}
+        )
+        raise ValueError(f"merge: two runs have the case {' '.join(twice.identity)}")
+    joined = {
+        name: ", ".join(dict.fromkeys(str(run.environment[name]) for run in runs))
+        for name in ("commit", "time")
+        if all(run.environment.get(name) for run in runs)
+    }
+    peers = {name: version for run in reversed(runs) for name, version in run.peers.items()}
+    return Run(
+        first.environment | joined,
+        peers,
+        first.ceilings,
+        cases,
+        any(run.interrupted for run in runs),
+        [name for run in runs for name in run.left],
+    )
+
+
+def read_all(path: Path) -> Run:
+    """The run in a file, or the runs in all files of a folder as one."""
+    if not path.is_dir():
+        return read(path)
+    files = sorted(path.glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"{path}: holds no file of benchmark records, *.jsonl")
+    return merge([read(file) for file in files])
 
 
 def _result(entry: dict[str, Any]) -> Result:

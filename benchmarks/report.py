@@ -14,7 +14,7 @@ from . import curves, peers
 from .records import CaseResult, Result, Run, read
 from .split import split_gain
 from .timing import NOISY_FOREIGN, NOISY_SPREAD, Ratio
-from .verdicts import behind, rivals
+from .verdicts import behind, explanation, rivals
 from .workloads import WORKLOADS
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
@@ -272,7 +272,7 @@ def summary(run: Run) -> list[str]:
         kind = "" if item.same_type else f" (ctxfast {short(item.own.dtype)})"
         lines.append(
             f"behind: {item.case.workload} {item.case.case}, {item.peer.label} {short(item.peer.dtype)} "
-            f"takes {ratio(item.ratio)} our time{kind}"
+            f"takes {ratio(item.ratio)} our time{kind}: {explanation(item)}"
         )
     if run.left:
         lines.append(f"not measured for want of time: {', '.join(run.left)}")

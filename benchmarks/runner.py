@@ -8,7 +8,7 @@ under the record of the operator dispatch, which sees the parts of layers: what 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctxfast.ops import _dispatch
 
-from . import checks, environment, memory, peers, profiling, timing, user_model, workloads
+from . import checks, environment, memory, peers, planning, profiling, timing
 from .case import BadOption, Candidate, Case, Unavailable, element_size
 from .ceilings import Ceilings
 from .ceilings import measure as measure_ceilings
@@ -64,7 +64,7 @@ def measure(
     machine or commit.
     """
     options.check()
-    cases = _cases(names, options)
+    cases = planning.cases(names, options)
     found = peers.find(options.peers)
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or before)
@@ -91,20 +91,6 @@ def measure(
     finally:
         torch.set_num_threads(before)
     return run
-
-
-def _cases(names: Sequence[str], options: Options) -> Iterator[tuple[tuple[str, ...], Case]]:
-    """Every case behind where it comes from, as `memory.find_case` takes it."""
-    device = torch.device(options.device)
-    if options.model is not None:
-        own = (case.on(device) for case in user_model.cases(options.model))
-        made = [(options.model.source, own)]
-    else:
-        made = [
-            (("workload", name, options.size), workloads.cases(name, options.size, device))
-            for name in names
-        ]
-    return ((source, case) for source, found in made for case in found)
 
 
 def _begin(

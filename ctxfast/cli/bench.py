@@ -50,7 +50,10 @@ def bench(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="As --json, but cases that FILE has are not repeated."),
+        typer.Option(
+            metavar="FILE|DIR/",
+            help="As --json, but cases that it has are not repeated. In DIR/ a file a workload.",
+        ),
     ] = None,
     csv: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write one row a candidate; - is stdout.")
@@ -63,7 +66,9 @@ def bench(
     ] = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="FILE", help="Measure nothing: report these JSON lines."),
+        typer.Option(
+            "--from", metavar="FILE|DIR", help="Measure nothing: report these JSON lines."
+        ),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
