@@ -4,9 +4,9 @@ Within a run the rounds are interleaved, so a candidate is compared with the pee
 whose code is the same on both sides): their ratio is free of the drift between two runs. The change is the ratio of
 these ratios. The time of a candidate is the mean of the faster half of its rounds: what disturbs a process makes it
 slower and never faster (Chen and Revels 2016), so that on a busy machine the median of a few rounds moves with the
-disturbance and the fast rounds stay. The standard error of the change comes from the bootstrap (Efron 1979), which draws whole
-processes and, inside them, whole rounds; the interval from Student's t, because percentiles of few rounds are too
-narrow. A side may hold several runs of one commit, which shows how much one process differs from the next.
+disturbance and the fast rounds stay. The standard error of the change comes from the bootstrap (Efron 1979), which
+draws whole processes and, inside them, whole rounds; the interval from Student's t, because percentiles of few rounds
+are too narrow. A side may hold several runs of one commit, which shows how much one process differs from the next.
 
 The interval is widened for the number of candidates compared (Bonferroni), and a change counts from MARGIN on: the
 placement of memory alone makes two processes differ by a percent or two, and rounds of one process cannot show that.
