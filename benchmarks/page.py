@@ -24,9 +24,12 @@ def write(path: Path, run: Run) -> None:
 def write_plots(folder: Path, run: Run) -> list[Path]:
     """Every plot of a run as an SVG file of its own; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files: list[Path] = []
+    names: list[str] = []
     for plot in charts.plots(run):
-        files.append(folder / f"{plot.name}.svg")
+        names.append(plot.name)
+        same = names.count(plot.name)  # above 1 where two runs have one case
+        files.append(folder / f"{plot.name}{f'.{same}' if same > 1 else ''}.svg")
         _replace(files[-1], plot.drawing.render(standalone=True) + "\n")
     return files
 

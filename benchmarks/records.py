@@ -223,7 +223,7 @@ def read(path: Path) -> Run:
 def merge(runs: Sequence[Run]) -> Run:
     """Several runs of one machine as one; where their commits differ, all are named. The ceilings are the first run's.
 
-    Raises ValueError for no run, for another device, number of threads or torch, and for a case that two runs have.
+    Raises ValueError for no run, and for another device, number of threads or torch.
     """
     if not runs:
         raise ValueError("merge: runs must hold at least one run, got none")
@@ -233,15 +233,11 @@ def merge(runs: Sequence[Run]) -> Run:
         if len(found) > 1:
             raise ValueError(f"merge: runs must have one {name}, got {found[0]} and {found[1]}")
     cases = [case for run in runs for case in run.cases]
-    if len({case.identity for case in cases}) < len(cases):
-        twice = next(
-            c for i, c in enumerate(cases) if c.identity in {d.identity for d in cases[:i]}
-        )
-        raise ValueError(f"merge: two runs have the case {' '.join(twice.identity)}")
+    commits = dict.fromkeys(filter(None, (run.environment.get("commit") for run in runs)))
+    times = sorted({run.environment["time"] for run in runs})
     joined = {
-        name: ", ".join(dict.fromkeys(str(run.environment[name]) for run in runs))
-        for name in ("commit", "time")
-        if all(run.environment.get(name) for run in runs)
+        "commit": ", ".join(commits) or None,
+        "time": " to ".join(dict.fromkeys(times[:: len(times) - 1 or 1])),
     }
     peers = {name: version for run in reversed(runs) for name, version in run.peers.items()}
     return Run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,6 +55,14 @@ def behind(run: Run) -> Iterator[Behind]:
     return iter(sorted(found, key=lambda b: (not b.same_type, b.ratio.value)))
 
 
+def _operator(name: str) -> str:
+    """A profiler's name without what torch wraps around it; what autograd adds to an operator is said so."""
+    name = name.removeprefix("autograd::engine::evaluate_function: ").removeprefix("ctxfast::")
+    return re.sub(
+        r"^GeneratedBackwardFor_ctxfast_(\w+)_default(Backward)?$", r"\1 in autograd", name
+    )
+
+
 def explanation(item: Behind) -> str:
     """Why, as far as the figures say: the types, how near both come to the limit, and where our time goes."""
     own, peer = item.own, item.peer
@@ -65,9 +74,7 @@ def explanation(item: Behind) -> str:
         theirs = f", the peer {peer.of_limit:.0%} {peer.limit}" if peer.of_limit is not None else ""
         parts.append(f"we reach {own.of_limit:.0%} of the limit by {own.limit}{theirs}")
     if own.profile:
-        shares = (
-            f"{name.removeprefix('ctxfast::')} {share:.0%}" for name, share in own.profile.items()
-        )
+        shares = (f"{_operator(name)} {share:.0%}" for name, share in own.profile.items())
         parts.append(f"our time in operators: {', '.join(shares)}")
     else:
         parts.append("no pass of ours was profiled")

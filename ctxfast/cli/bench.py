@@ -102,6 +102,10 @@ def bench(
 
     if (model is None) != (input is None):
         raise typer.BadParameter("--model and --input must be given together")
+    if model is not None and workloads:
+        raise typer.BadParameter(
+            f"WORKLOAD must not be given with --model, which is one by itself, got {workloads[0]!r}"
+        )
     chosen = None
     if peers == "all" or (full and peers is None):
         chosen = known_peers.names()

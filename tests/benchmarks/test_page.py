@@ -102,6 +102,15 @@ def test_every_peer_that_is_ahead_is_explained():
     assert all(part in text and part in "\n".join(report.summary(run)) for part in texts)
 
 
+def test_names_of_the_profiler_are_made_readable():
+    names = ["ctxfast::linear", "aten::empty", "GeneratedBackwardFor_ctxfast_lstm_default"]
+    engine = (
+        "autograd::engine::evaluate_function: GeneratedBackwardFor_ctxfast_lstm_defaultBackward"
+    )
+    found = [verdicts._operator(name) for name in [*names, engine]]
+    assert found == ["linear", "aten::empty", "lstm in autograd", "lstm in autograd"]
+
+
 def test_all_that_are_ahead_are_named():
     run = made_up.whole_run()
     results = run.cases[0].results
@@ -137,6 +146,13 @@ def test_plots_are_files_of_their_own(tmp_path):
         root = ElementTree.parse(file).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "prefers-color-scheme: dark" in file.read_text()
+
+
+def test_plots_of_two_runs_of_one_case_have_two_files(tmp_path):
+    once = made_up.whole_run()
+    files = page.write_plots(tmp_path, records.merge([once, made_up.whole_run()]))
+    assert len(set(files)) == len(files) == len(list(tmp_path.iterdir()))
+    assert tmp_path / "memory-bert-inference-a.2.svg" in files
 
 
 def boxes(drawing):
