@@ -161,20 +161,11 @@ _LENGTHS = (64, 128, 512)
 
 
 def subset() -> Iterator[Variant]:
-    """The variants of the table in the documentation."""
+    """The variants of the ordinary test run."""
     for kernel, dtype, head_dim, length, combinations in _SUBSET:
         for names in combinations:
             for arch in (80, 90, 100):
                 yield Variant(kernel, arch, dtype, _features(names, head_dim), length)
-
-
-def one_each() -> Iterator[Variant]:
-    """Every kernel once for each architecture, in its simplest form: the variants of the ordinary test run."""
-    for arch in (80, 90, 100):
-        for kernel in KERNELS:
-            names = "key bias" if kernel == "backward bias" else "plain"
-            length = 64 if kernel == "backward one block" else 512
-            yield Variant(kernel, arch, "bf16", _features(names, 64), length)
 
 
 def everything() -> Iterator[Variant]:
@@ -255,9 +246,7 @@ _COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Resources of the attention kernels, by sm_80 ...")
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--full", action="store_true", help="all variants, not the tested subset")
-    chosen.add_argument("--quick", action="store_true", help="each kernel once an architecture")
+    parser.add_argument("--full", action="store_true", help="all variants, not the tested subset")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
@@ -272,8 +261,7 @@ def main() -> None:
         )
         print("| " + " | ".join(_COLUMNS.values()) + " |")
         print("|" + "---|" * len(_COLUMNS))
-    variants = one_each if arguments.quick else everything if arguments.full else subset
-    for variant in variants():
+    for variant in everything() if arguments.full else subset():
         row = record(variant)
         row["tile"] = f"{row['block_m']} x {row['block_n']}"
         if arguments.json:
