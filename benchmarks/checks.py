@@ -2,15 +2,16 @@
 
 The truth is float64. ctxfast's own results must lie within 2 x (error of the eager path of the same dtype + one ulp of
 the largest output), in maximum and in root mean square, and under a cap a dtype; peers must lie under the cap, which
-is relative to the largest output of the truth. Fresh memory is filled with NaN during the check, so that a row that
-was never written cannot pass as a row left over from an earlier call.
+is relative to the largest output of the truth. For int8 the eager path emulates its products exactly, and the ulp is
+that of float32, in which everything else is computed there. Fresh memory is filled with NaN during the check, so that
+a row that was never written cannot pass as a row left over from an earlier call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ _TORCH = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.float32,
 }
+_ANGLED = ("int8",)  # the dtypes whose error is large enough for an angle to say more
 
 
 class WrongResult(Exception):
@@ -31,17 +34,18 @@ class WrongResult(Exception):
 
 @dataclass(frozen=True)
 class Deviation:
-    """Maximum and root mean square of the difference to the truth."""
+    """Maximum and root mean square of the difference to the truth; for int8 also the least and the mean cosine between
+    a row (a token) and its truth.
+    """
 
     max: float
     rms: float
+    cosine_min: float | None = None
+    cosine_mean: float | None = None
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
 
-
-def deviation(result: Tensor, truth: Tensor) -> Deviation:
-    """The error of a result; WrongResult for another shape or for values that are not finite."""
+def deviation(result: Tensor, truth: Tensor, *, angles: bool = False) -> Deviation:
+    """The error of a result, with cosines where `angles` asks; WrongResult for another shape or values not finite."""
     if result.shape != truth.shape:
         raise WrongResult(f"shape {tuple(result.shape)} instead of {tuple(truth.shape)}")
     difference = result.to(truth.device).double() - truth.double()
@@ -51,7 +55,12 @@ def deviation(result: Tensor, truth: Tensor) -> Deviation:
         raise WrongResult(
             f"{int(wrong.sum())} of {len(rows)} rows are not finite, the first is row {int(wrong.nonzero()[0])}"
         )
-    return Deviation(float(difference.abs().max()), float(difference.square().mean().sqrt()))
+    largest, rms = float(difference.abs().max()), float(difference.square().mean().sqrt())
+    if not angles:
+        return Deviation(largest, rms)
+    expected = truth.double().reshape(len(truth), -1)
+    cosines = torch.cosine_similarity(expected + rows, expected, dim=1)
+    return Deviation(largest, rms, float(cosines.min()), float(cosines.mean()))
 
 
 def check(
@@ -61,12 +70,12 @@ def check(
 
     eager: the error of the eager path in the same dtype; given, the strict rule applies as well as the cap.
     """
-    error = deviation(result, truth)
+    error = deviation(result, truth, angles=dtype in _ANGLED)
     largest = float(truth.abs().max())
     cap = CAPS[dtype] * largest
     if error.max > cap:
         raise WrongResult(f"maximum error {error.max:.2e}, at most {cap:.2e} is right for {dtype}")
-    if eager is not None and dtype in _TORCH:
+    if eager is not None:
         ulp = torch.finfo(_TORCH[dtype]).eps * largest
         for name in ("max", "rms"):
             allowed = 2.0 * (getattr(eager, name) + ulp)

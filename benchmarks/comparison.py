@@ -2,9 +2,11 @@
 
 Within a run the rounds are interleaved, so a candidate is compared with the peers of its own rounds (the controls,
 whose code is the same on both sides): their ratio is free of the drift between two runs. The change is the ratio of
-these ratios. Its standard error comes from the bootstrap (Efron 1979), which draws whole processes and, inside them,
-whole rounds; the interval from Student's t, because percentiles of few rounds are too narrow. A side may hold several
-runs of one commit, which shows how much one process differs from the next.
+these ratios. The time of a candidate is the mean of the faster half of its rounds: what disturbs a process makes it
+slower and never faster (Chen and Revels 2016), so that on a busy machine the median of a few rounds moves with the
+disturbance and the fast rounds stay. The standard error of the change comes from the bootstrap (Efron 1979), which
+draws whole processes and, inside them, whole rounds; the interval from Student's t, because percentiles of few rounds
+are too narrow. A side may hold several runs of one commit, which shows how much one process differs from the next.
 
 The interval is widened for the number of candidates compared (Bonferroni), and a change counts from MARGIN on: the
 placement of memory alone makes two processes differ by a percent or two, and rounds of one process cannot show that.
@@ -97,7 +99,7 @@ def compare(before: Sequence[Run], after: Sequence[Run]) -> Comparison:
 def change_interval(
     before: Samples, after: Samples, *, confidence: float = 0.95, seed: int = 0
 ) -> Ratio:
-    """Time after / time before of the first row, each relative to the geometric mean of the other rows' medians.
+    """Time after / time before of the first row, each relative to the geometric mean of the other rows' times.
 
     before, after: for each process an array [1 + controls, rounds] of seconds.
     """
@@ -113,8 +115,8 @@ def change_interval(
 
 
 def _units(side: Samples) -> int:
-    """What is drawn at random: processes, or the rounds where there is one process."""
-    return len(side) if len(side) > 1 else side[0].shape[1]
+    """What the level of a side rests on: processes, or the faster half of the rounds where there is one process."""
+    return len(side) if len(side) > 1 else _half(side[0])
 
 
 def _variance(side: Samples, generator: np.random.Generator) -> float:
@@ -135,14 +137,23 @@ def _student(probability: float, freedom: int) -> float:
     return sum(term / freedom**power for power, term in enumerate(terms))
 
 
-def _relative(medians: np.ndarray) -> np.ndarray:
-    """log(first row) - mean log(the others); medians [rows, ...]."""
-    logs = np.log(medians)
+def _undisturbed(run: np.ndarray) -> np.ndarray:
+    """The mean of the faster half along the last axis, the rounds."""
+    return np.sort(run, axis=-1)[..., : _half(run)].mean(-1)
+
+
+def _half(run: np.ndarray) -> int:
+    return (run.shape[-1] + 1) // 2
+
+
+def _relative(times: np.ndarray) -> np.ndarray:
+    """log(first row) - mean log(the others); times [rows, ...]."""
+    logs = np.log(times)
     return logs[0] - logs[1:].mean(0) if len(logs) > 1 else logs[0]
 
 
 def _level(side: Samples) -> float:
-    return float(np.mean([_relative(np.median(run, axis=1)) for run in side]))
+    return float(np.mean([_relative(_undisturbed(run)) for run in side]))
 
 
 def _resampled(side: Samples, generator: np.random.Generator) -> np.ndarray:
@@ -150,7 +161,7 @@ def _resampled(side: Samples, generator: np.random.Generator) -> np.ndarray:
     levels = []
     for run in side:
         rounds = generator.integers(0, run.shape[1], size=(RESAMPLES, run.shape[1]))
-        levels.append(_relative(np.median(run[:, rounds], axis=2)))
+        levels.append(_relative(_undisturbed(run[:, rounds])))
     drawn = generator.integers(0, len(side), size=(RESAMPLES, len(side)))
     return np.take_along_axis(np.stack(levels, 1), drawn, 1).mean(1)
 
@@ -180,7 +191,7 @@ def _controls(before: Sequence[CaseResult], after: Sequence[CaseResult]) -> list
     for result in before[0].results:
         timed = [_timed(case, result.key) for case in cases]
         one_version = len({r.version for r in timed if r is not None}) == 1
-        if result.peer != OWN and not result.part and all(timed) and one_version:
+        if not result.ours and not result.part and all(timed) and one_version:
             keys.append(result.key)
     return keys
 

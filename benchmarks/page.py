@@ -12,7 +12,7 @@ from . import charts, report
 from .records import CaseResult, Run
 from .svg import style
 from .timing import FEWEST, NOISY_FOREIGN, NOISY_SPREAD
-from .verdicts import Behind, behind, rivals
+from .verdicts import Behind, behind, explanation, rivals
 from .workloads import WORKLOADS
 
 
@@ -24,9 +24,12 @@ def write(path: Path, run: Run) -> None:
 def write_plots(folder: Path, run: Run) -> list[Path]:
     """Every plot of a run as an SVG file of its own; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files: list[Path] = []
+    names: list[str] = []
     for plot in charts.plots(run):
-        files.append(folder / f"{plot.name}.svg")
+        names.append(plot.name)
+        same = names.count(plot.name)  # above 1 where two runs have one case
+        files.append(folder / f"{plot.name}{f'.{same}' if same > 1 else ''}.svg")
         _replace(files[-1], plot.drawing.render(standalone=True) + "\n")
     return files
 
@@ -148,15 +151,30 @@ def _behind(run: Run) -> str:
     text = (
         f"<p>Of {compared} comparisons with a peer in the same type, {len(same) + on_curves} show the peer ahead with "
         f"the whole interval, {on_curves} of them at points of the scaling curves below. For each case the farthest "
-        "ahead is shown, with how near ctxfast comes to the limit of the machine and where its time goes (one "
+        "ahead comes first, with how near both come to the limit of the machine and where our time goes (one "
         "profiled pass).</p>"
     )
+    text += _items([escape(line) for line in _behind_on_curves(run)])
     if same:
         text += _behind_table(same)
     if len(found) > len(same):
         text += "<p>Ahead in a type that ctxfast does not offer there, at the error shown:</p>"
         text += _behind_table([item for item in found if not item.same_type])
     return text
+
+
+def _behind_on_curves(run: Run) -> list[str]:
+    """The places on scaling curves where a peer of the same type is ahead: a line a curve and peer."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for item in behind(run):
+        if item.case.curve and item.same_type:
+            peer = f"{item.peer.label} {report.short(item.peer.dtype)}"
+            key = (item.case.workload, item.case.curve, peer)
+            places.setdefault(key, []).append(f"{item.case.at:g} ({item.ratio.value:.2f}x)")
+    return [
+        f"{workload}, {axis} {', '.join(found)}: {peer}"
+        for (workload, axis, peer), found in places.items()
+    ]
 
 
 def _behind_table(found: Sequence[Behind]) -> str:
@@ -166,8 +184,7 @@ def _behind_table(found: Sequence[Behind]) -> str:
         "its time of ours",
         "its error",
         "our error",
-        "our share of the limit",
-        "our time",
+        "why",
     ]
     rows = []
     farthest: dict[tuple[str, ...], list[Behind]] = {}
@@ -176,9 +193,9 @@ def _behind_table(found: Sequence[Behind]) -> str:
     for group in farthest.values():
         item = group[0]
         own, peer = item.own, item.peer
-        limit = f"{own.of_limit:.0%} {own.limit}" if own.of_limit is not None else ""
-        profile = ", ".join(
-            f"{name.removeprefix('ctxfast::')} {share:.0%}" for name, share in own.profile.items()
+        others = ", ".join(
+            f"{other.peer.label} {report.short(other.peer.dtype)} {other.ratio.value:.2f}x"
+            for other in group[1:]
         )
         rows.append(
             (
@@ -186,12 +203,11 @@ def _behind_table(found: Sequence[Behind]) -> str:
                 [
                     f"{item.case.workload} {item.case.case}",
                     f"{peer.label} {report.short(peer.dtype)}"
-                    + (f", and {len(group) - 1} more" if len(group) > 1 else ""),
+                    + (f"; also {others}" if others else ""),
                     report.ratio(item.ratio),
                     f"{peer.error.max:.0e}" if peer.error else "",
                     f"{own.error.max:.0e} ({report.short(own.dtype)})" if own.error else "",
-                    limit,
-                    profile,
+                    explanation(item),
                 ],
             )
         )
@@ -290,7 +306,8 @@ def _method(run: Run) -> str:
         [
             "Every candidate is first checked against a float64 result; memory that nobody wrote is NaN during the "
             "check. Wrong numbers get no time, and the last timed output is checked again. ctxfast's error may be at "
-            "most twice that of eager PyTorch in the same type.",
+            "most twice that of eager PyTorch in the same type; for int8, of eager PyTorch with emulated 8-bit "
+            "products. Beside its largest error stand the least and the mean cosine of a token to its exact vector.",
             "All candidates have the same threads. After a warm-up they are timed in interleaved rounds (A B C, A B C, "
             f"...), at least {FEWEST}; figures are medians with 20th and 80th percentile.",
             "Ratios carry 95 % bootstrap intervals over whole rounds, so that a drift of the machine cancels.",

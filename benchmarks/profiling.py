@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from torch.profiler import ProfilerActivity, profile
 
+from ctxfast.ops import _dispatch
+
 SHOWN = 6
 OTHER = "other"
 
@@ -28,8 +30,12 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def shares(run: Callable[[], object]) -> dict[str, float]:
-    """Operator -> share of the time of one profiled pass, largest first; small ones together as "other"."""
-    with _silent_stderr(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+    """Operator -> share of the time in operators of one profiled pass, largest first; small ones together as "other".
+
+    A layer that is one call is not seen by torch's profiler. Under the record it is the calls of its parts.
+    """
+    activities = [ProfilerActivity.CPU]
+    with _silent_stderr(), _dispatch.record(), profile(activities=activities) as profiler:
         run()
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     total = sum(times.values())

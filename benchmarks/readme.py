@@ -6,7 +6,7 @@ import re
 
 from . import curves
 from .records import CaseResult, Result, Run
-from .report import headline, note, ratio, seconds, short, size, warnings
+from .report import angled, cosine, headline, note, ratio, seconds, short, size, warnings
 from .split import split_gain
 from .verdicts import rivals
 
@@ -54,13 +54,14 @@ def _one_case(case: CaseResult) -> list[str]:
     timed = [result for result in case.results if result.seconds and not result.part]
     with_memory = any(result.memory for result in timed)
     header = ["", "type", "time", *(f"of ctxfast {short(dtype)}" for dtype in own), "max error"]
-    header += ["peak memory"] if with_memory else []
+    angles = angled(case)
+    header += [*angles, *(["peak memory"] if with_memory else [])]
     rows = []
     for result in timed:
         extra = f" ({note(result)})" if note(result) else ""
         row = [f"{result.label}{extra}", short(result.dtype), _time(result)]
         row += [ratio(result.speedup.get(dtype)) for dtype in own]
-        row.append(_error(result))
+        row += [_error(result), *(cosine(result) for _ in angles)]
         if with_memory:
             row.append(size(result.memory.peak) if result.memory else "")
         rows.append(row)

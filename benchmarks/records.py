@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -66,6 +66,11 @@ class Result:
     @property
     def key(self) -> str:
         return f"{self.label} · {self.dtype}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is ctxfast, in whatever form: then it is no peer to be compared with."""
+        return self.peer.split(".")[0] == "ctxfast"
 
     @property
     def native(self) -> bool:
@@ -215,6 +220,46 @@ def read(path: Path) -> Run:
     return run
 
 
+def merge(runs: Sequence[Run]) -> Run:
+    """Several runs of one machine as one; where their commits differ, all are named. The ceilings are the first run's.
+
+    Raises ValueError for no run, and for another device, number of threads or torch.
+    """
+    if not runs:
+        raise ValueError("merge: runs must hold at least one run, got none")
+    first = runs[0]
+    for name in ("device", "threads", "torch"):
+        found = list(dict.fromkeys(run.environment.get(name) for run in runs))
+        if len(found) > 1:
+            raise ValueError(f"merge: runs must have one {name}, got {found[0]} and {found[1]}")
+    cases = [case for run in runs for case in run.cases]
+    commits = dict.fromkeys(filter(None, (run.environment.get("commit") for run in runs)))
+    times = sorted({run.environment["time"] for run in runs})
+    joined = {
+        "commit": ", ".join(commits) or None,
+        "time": " to ".join(dict.fromkeys(times[:: len(times) - 1 or 1])),
+    }
+    peers = {name: version for run in reversed(runs) for name, version in run.peers.items()}
+    return Run(
+        first.environment | joined,
+        peers,
+        first.ceilings,
+        cases,
+        any(run.interrupted for run in runs),
+        [name for run in runs for name in run.left],
+    )
+
+
+def read_all(path: Path) -> Run:
+    """The run in a file, or the runs in all files of a folder as one."""
+    if not path.is_dir():
+        return read(path)
+    files = sorted(path.glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"{path}: holds no file of benchmark records, *.jsonl")
+    return merge([read(file) for file in files])
+
+
 def _result(entry: dict[str, Any]) -> Result:
     seconds, error, memory = entry.pop("seconds"), entry.pop("error"), entry.pop("memory", None)
     speedup = {key: Ratio(**ratio) for key, ratio in entry.pop("speedup").items()}
@@ -240,6 +285,8 @@ CSV_COLUMNS = (
         "noisy",
         "max_error",
         "rms_error",
+        "cosine_min",
+        "cosine_mean",
     ),
     *("gflops", "of_limit", "limit", "intensity", "held_bytes", "peak_bytes"),
     *("device", "threads", "torch", "ctxfast", "commit", "time"),
@@ -273,6 +320,8 @@ def _csv_rows(run: Run) -> Iterable[dict[str, Any]]:
                 "p80": seconds.p80 if seconds else None,
                 "max_error": error.max if error else None,
                 "rms_error": error.rms if error else None,
+                "cosine_min": error.cosine_min if error else None,
+                "cosine_mean": error.cosine_mean if error else None,
                 "held_bytes": result.memory.held if result.memory else None,
                 "peak_bytes": result.memory.peak if result.memory else None,
                 "threads": case.threads or shared["threads"],

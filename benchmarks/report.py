@@ -14,7 +14,7 @@ from . import curves, peers
 from .records import CaseResult, Result, Run, read
 from .split import split_gain
 from .timing import NOISY_FOREIGN, NOISY_SPREAD, Ratio
-from .verdicts import behind, rivals
+from .verdicts import behind, explanation, rivals
 from .workloads import WORKLOADS
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
@@ -139,6 +139,19 @@ def beyond_unpadding(case: CaseResult) -> list[str]:
     return lines
 
 
+def cosine(result: Result) -> str:
+    """0.99912 (0.99953): the least and the mean cosine to the truth; nothing for a type that has none."""
+    error = result.error
+    if error is None or error.cosine_min is None or error.cosine_mean is None:
+        return ""
+    return f"{error.cosine_min:.5f} ({error.cosine_mean:.5f})"
+
+
+def angled(case: CaseResult) -> list[str]:
+    """The head of the column of cosines, where a timed candidate has one."""
+    return ["cosine: least (mean)"] if any(r.seconds and cosine(r) for r in case.results) else []
+
+
 def _spread(result: Result) -> str:
     """8.59 ms (7.57-9.83): median, p20 and p80 in one unit."""
     assert result.seconds is not None
@@ -157,7 +170,8 @@ def columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
     own = [result.dtype for result in case.own()]
     header = ["", "type", "median (p20-p80)", f"{case.unit}/s"]
     header += [f"of ctxfast {short(dtype)}" for dtype in own]
-    header += ["GFLOP/s", "of limit", "max error", ""]
+    angles = angled(case)
+    header += ["GFLOP/s", "of limit", "max error", *angles, ""]
     rows = []
     for result in case.results:
         if result.seconds is None:
@@ -173,6 +187,7 @@ def columns(case: CaseResult) -> tuple[list[str], list[list[str]]]:
                 _rate(result.gflops) if result.gflops else "",
                 limit,
                 f"{result.error.max:.1e}" if result.error else "",
+                *(cosine(result) for _ in angles),
                 note(result),
             ]
         )
@@ -257,7 +272,7 @@ def summary(run: Run) -> list[str]:
         kind = "" if item.same_type else f" (ctxfast {short(item.own.dtype)})"
         lines.append(
             f"behind: {item.case.workload} {item.case.case}, {item.peer.label} {short(item.peer.dtype)} "
-            f"takes {ratio(item.ratio)} our time{kind}"
+            f"takes {ratio(item.ratio)} our time{kind}: {explanation(item)}"
         )
     if run.left:
         lines.append(f"not measured for want of time: {', '.join(run.left)}")

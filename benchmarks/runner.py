@@ -1,14 +1,14 @@
 """A case from start to end: prepare every candidate, check it, time those that are right, compare.
 
 A candidate whose numbers are wrong is refused and gets no time, before the clock starts and again on its last timed
-output. ctxfast's own candidates run their check under the record of the operator dispatch: what is called native is.
+output. ctxfast's own candidates are checked as they will be timed, where whole layers may be one call, and once more
+under the record of the operator dispatch, which sees the parts of layers: what is called native is.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctxfast.ops import _dispatch
 
-from . import checks, environment, memory, peers, profiling, timing, user_model, workloads
+from . import checks, environment, memory, peers, planning, profiling, timing
 from .case import BadOption, Candidate, Case, Unavailable, element_size
 from .ceilings import Ceilings
 from .ceilings import measure as measure_ceilings
@@ -64,7 +64,7 @@ def measure(
     machine or commit.
     """
     options.check()
-    cases = _cases(names, options)
+    cases = planning.cases(names, options)
     found = peers.find(options.peers)
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or before)
@@ -91,20 +91,6 @@ def measure(
     finally:
         torch.set_num_threads(before)
     return run
-
-
-def _cases(names: Sequence[str], options: Options) -> Iterator[tuple[tuple[str, ...], Case]]:
-    """Every case behind where it comes from, as `memory.find_case` takes it."""
-    device = torch.device(options.device)
-    if options.model is not None:
-        own = (case.on(device) for case in user_model.cases(options.model))
-        made = [(options.model.source, own)]
-    else:
-        made = [
-            (("workload", name, options.size), workloads.cases(name, options.size, device))
-            for name in names
-        ]
-    return ((source, case) for source, found in made for case in found)
 
 
 def _begin(
@@ -269,22 +255,31 @@ def _describe(case: Case, peer: Peer, candidate: Candidate) -> Result:
 
 
 def _passes(candidate: Candidate, prepared: Prepared) -> bool:
-    """Run a candidate once and check it; what is wrong with it goes into its result."""
+    """Run a candidate and check it; what is wrong with it goes into its result."""
+    if candidate.peer != peers.OWN:
+        return _is_right_once(candidate, prepared)
+    with checks.poisoned_memory():
+        if not _is_right_once(candidate, prepared):
+            return False
+        with _dispatch.record() as verdicts:
+            right = _is_right_once(candidate, prepared)
     result = prepared.result(candidate)
-    own = candidate.peer == peers.OWN
+    for verdict in verdicts:
+        ran = result.implementations.setdefault(verdict.operator, {})
+        ran[verdict.ran] = ran.get(verdict.ran, 0) + 1
+        if verdict.ran == "reference":
+            refusals = (f"{name}: {reason}" for name, reason in verdict.refused)
+            result.reasons[verdict.operator] = "; ".join(refusals)
+    return right
+
+
+def _is_right_once(candidate: Candidate, prepared: Prepared) -> bool:
     try:
-        with checks.poisoned_memory() if own else nullcontext(), _dispatch.record() as verdicts:
-            output = candidate.run()
+        output = candidate.run()
     except Exception as error:  # a candidate that cannot run is a finding, not the end
+        result = prepared.result(candidate)
         result.status, result.reason = "failed", _sentence(error)
         return False
-    if own:
-        for verdict in verdicts:
-            ran = result.implementations.setdefault(verdict.operator, {})
-            ran[verdict.ran] = ran.get(verdict.ran, 0) + 1
-            if verdict.ran == "reference":
-                refusals = (f"{name}: {reason}" for name, reason in verdict.refused)
-                result.reasons[verdict.operator] = "; ".join(refusals)
     return _is_right(candidate, output, prepared)
 
 

@@ -108,13 +108,17 @@ def interleave(
             functions[label]()
         once = max(clock() - start, 1e-9)
         calls[label] = max(1, round(schedule.min_sample / once))
-        expected[label] = schedule.settle + once * (calls[label] + (calls[label] > 1))
+        expected[label] = schedule.settle + once * (calls[label] + warm_calls(label))
+
+    def warm_calls(label: str) -> int:
+        """As long as the sample: after a rest or another candidate, caches and threads take tens of milliseconds to be
+        where a run of such calls finds them. A call as long as a sample has that in itself.
+        """
+        return calls[label] if calls[label] > 1 else 0
 
     def sample(label: str) -> None:
         time.sleep(schedule.settle)
-        if (
-            calls[label] > 1
-        ):  # a short call after a rest or another candidate starts with cold caches
+        for _ in range(warm_calls(label)):
             functions[label]()
         start = clock()
         for _ in range(calls[label]):

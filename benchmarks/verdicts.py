@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .case import element_size
 from .records import CaseResult, Result, Run
 from .timing import Ratio
 
@@ -26,9 +28,7 @@ class Behind:
 def rivals(case: CaseResult, own: Result) -> list[Result]:
     """The peers' candidates in the type of one of ctxfast's, fastest first."""
     found = [
-        r
-        for r in case.results
-        if r.peer != own.peer and r.seconds and not r.part and r.dtype == own.dtype
+        r for r in case.results if not r.ours and r.seconds and not r.part and r.dtype == own.dtype
     ]
     return sorted(found, key=_median)
 
@@ -46,10 +46,36 @@ def behind(run: Run) -> Iterator[Behind]:
             continue
         fastest = min(own.values(), key=_median)
         for result in case.results:
-            if result.peer == fastest.peer or result.part or not result.seconds:
+            if result.ours or result.part or not result.seconds:
                 continue
             mine = own.get(result.dtype, fastest)
             ratio = result.speedup.get(mine.dtype)
             if ratio is not None and ratio.high < 1.0:
                 found.append(Behind(case, result, mine, ratio, result.dtype == mine.dtype))
     return iter(sorted(found, key=lambda b: (not b.same_type, b.ratio.value)))
+
+
+def _operator(name: str) -> str:
+    """A profiler's name without what torch wraps around it; what autograd adds to an operator is said so."""
+    name = name.removeprefix("autograd::engine::evaluate_function: ").removeprefix("ctxfast::")
+    return re.sub(
+        r"^GeneratedBackwardFor_ctxfast_(\w+)_default(Backward)?$", r"\1 in autograd", name
+    )
+
+
+def explanation(item: Behind) -> str:
+    """Why, as far as the figures say: the types, how near both come to the limit, and where our time goes."""
+    own, peer = item.own, item.peer
+    parts = []
+    bytes_own, bytes_peer = element_size(own.dtype), element_size(peer.dtype)
+    if bytes_peer < bytes_own:
+        parts.append(f"its weights have {bytes_peer / bytes_own:.3g} of the bytes")
+    if own.of_limit is not None:
+        theirs = f", the peer {peer.of_limit:.0%} {peer.limit}" if peer.of_limit is not None else ""
+        parts.append(f"we reach {own.of_limit:.0%} of the limit by {own.limit}{theirs}")
+    if own.profile:
+        shares = (f"{_operator(name)} {share:.0%}" for name, share in own.profile.items())
+        parts.append(f"our time in operators: {', '.join(shares)}")
+    else:
+        parts.append("no pass of ours was profiled")
+    return "; ".join(parts)

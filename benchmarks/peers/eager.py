@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..case import DTYPES, Candidate, Case
-from ..plain_bert import forward, read_weights, softmax_attention
+from ..plain_bert import alone, forward, product_int8, read_weights, softmax_attention
 from ..plain_elmo import PlainElmo
-from ..workloads.bert import Batch, BertInputs
+from ..workloads.bert import Batch, BertInputs, serves_int8
 from ..workloads.bert_pretraining import PretrainingInputs, plain_step
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
@@ -32,9 +32,11 @@ def version() -> str:
 
 
 def bert(case: Case) -> Iterator[Candidate]:
-    """One padded batch, explicit softmax over masked scores. In bfloat16 for its error alone: it is slow."""
+    """One padded batch, explicit softmax over masked scores. Timed in float32, else for its error alone: it is slow."""
     for dtype in case.dtypes:
         yield _bert(case.inputs, dtype)
+    if serves_int8(case):
+        yield _bert_int8(case.inputs)
 
 
 def _bert(inputs: BertInputs, dtype: str) -> Candidate:
@@ -57,6 +59,21 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
         result=inputs.valid,
         layout="padded",
         timed=dtype == "float32",
+    )
+
+
+def _bert_int8(inputs: BertInputs) -> Candidate:
+    """Linear layers on emulated 8-bit integers, everything else in float32; tokens are packed, to save emulation."""
+    weights = read_weights(inputs.directory, torch.float32)
+    ids, lengths = inputs.packed_ids(), inputs.lengths
+    return Candidate(
+        peer=NAME,
+        label="eager",
+        dtype="int8",
+        run=lambda: alone(weights, inputs.shape, ids, lengths, product_int8),
+        result=lambda output: output,
+        detail="8-bit products emulated",
+        timed=False,
     )
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 import ctxfast
 from ctxfast import nn, ops
-from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 from ..case import DTYPES, Candidate, Case
-from ..workloads.bert import BertInputs
+from ..workloads.bert import BertInputs, serves_int8
 from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
@@ -50,8 +49,7 @@ def bert(case: Case) -> Iterator[Candidate]:
     """`ctxfast.bert.BertModel` of float32 in every compute type: padded ids and mask in, last hidden state out."""
     for dtype in case.dtypes:
         yield _bert(case.inputs, dtype)
-    on_cpu = case.inputs.device.type == "cpu"
-    if on_cpu and "bfloat16" in case.dtypes and int8_unavailable_reason() is None:
+    if serves_int8(case):
         yield _bert(case.inputs, "int8")
 
 

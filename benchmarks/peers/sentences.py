@@ -83,7 +83,7 @@ def _load(inputs: BertInputs, backend: str) -> Any:
 
     with huggingface.quiet():
         module = Transformer(
-            str(inputs.directory), backend=backend, model_args={"local_files_only": True}
+            str(inputs.directory), backend=backend, model_kwargs={"local_files_only": True}
         )
     return module.eval()
 

@@ -75,6 +75,15 @@ class BertInputs:
         return self.make_directory()
 
     @property
+    def lengths(self) -> list[int]:
+        """Of all sentences of all batches."""
+        return [length for batch in self.batches for length in batch.lengths]
+
+    def packed_ids(self) -> Tensor:
+        """[T] of the valid tokens of all batches."""
+        return torch.cat([batch.ids[batch.mask] for batch in self.batches])
+
+    @property
     def device(self) -> torch.device:
         return self.batches[0].ids.device
 
@@ -130,14 +139,13 @@ def encoder_case(
 ) -> Case:
     """The case of a model directory and its batches."""
     inputs = BertInputs(directory, shape, batches)
-    flat = [length for batch in batches for length in batch.lengths]
+    flat = inputs.lengths
     padded = sum(batch.mask.numel() for batch in batches)
 
     def truth() -> Tensor:
         weights = read_weights(inputs.directory, torch.float64)
-        ids = torch.cat([batch.ids[batch.mask] for batch in batches])
         with torch.inference_mode():
-            return alone(weights, shape, ids, flat)
+            return alone(weights, shape, inputs.packed_ids(), flat)
 
     def traffic(element: int) -> float:
         return float(element * shape.linear_parameters() * len(batches))
@@ -162,6 +170,14 @@ def encoder_case(
             "fill": round(sum(flat) / padded, 3),
         },
     )
+
+
+def serves_int8(case: Case) -> bool:
+    """Whether ctxfast has linear layers on 8-bit integers for a BERT case here."""
+    from ctxfast.ops.linear_int8 import int8_unavailable_reason
+
+    on_cpu = case.device.type == "cpu"
+    return on_cpu and "bfloat16" in case.dtypes and int8_unavailable_reason() is None
 
 
 def inference(size: str) -> Iterator[Case]:

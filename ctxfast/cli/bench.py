@@ -50,7 +50,10 @@ def bench(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="As --json, but cases that FILE has are not repeated."),
+        typer.Option(
+            metavar="FILE|DIR/",
+            help="As --json, but cases that it has are not repeated. In DIR/ a file a workload.",
+        ),
     ] = None,
     csv: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write one row a candidate; - is stdout.")
@@ -63,7 +66,9 @@ def bench(
     ] = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="FILE", help="Measure nothing: report these JSON lines."),
+        typer.Option(
+            "--from", metavar="FILE|DIR", help="Measure nothing: report these JSON lines."
+        ),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
@@ -97,6 +102,10 @@ def bench(
 
     if (model is None) != (input is None):
         raise typer.BadParameter("--model and --input must be given together")
+    if model is not None and workloads:
+        raise typer.BadParameter(
+            f"WORKLOAD must not be given with --model, which is one by itself, got {workloads[0]!r}"
+        )
     chosen = None
     if peers == "all" or (full and peers is None):
         chosen = known_peers.names()

@@ -77,31 +77,37 @@ class Outputs:
 
 def measure(names: Sequence[str], options: Options, outputs: Outputs) -> None:
     """Measure workloads, printing and writing each case as it is done."""
-    from ctxfast.benchmarks import records, report, runner
+    from ctxfast.benchmarks import planning, records, report, runner
+    from ctxfast.benchmarks.sink import Sink
 
     status = Status()
     with contextlib.ExitStack() as files:
         outputs.check()
-        earlier = _earlier(outputs.resume)
+        sink = Sink(outputs.resume) if outputs.resume is not None else None
+        earlier = sink.earlier() if sink is not None else None
         rows = _open(files, outputs.csv)
         lines = None if outputs.json is None else _open(files, outputs.json)
 
+        started: list[Run] = []
+
         def on_start(run: Run) -> None:
-            nonlocal lines
             status.clear()
-            if outputs.resume is not None:  # only now is it known that the file can be continued
-                records.rewrite(Path(outputs.resume), run)
-                lines = files.enter_context(Path(outputs.resume).open("a", encoding="utf-8"))
+            started.append(run)
+            if sink is not None:  # only now is it known that the file can be continued
+                sink.start(run)
             elif lines is not None:
                 records.write_header(lines, run)
             if not outputs.quiet:
                 print(report.environment(run), flush=True)
                 if run.cases:
                     print(f"\n{len(run.cases)} cases are taken from {outputs.resume}", flush=True)
+                print(f"\n{planning.plan(names, options, run)}", flush=True)
 
         def on_case(case: CaseResult) -> None:
             status.clear()
-            if lines is not None:
+            if sink is not None:
+                sink.add(started[0], case)
+            elif lines is not None:
                 records.write_case(lines, case)
             if not outputs.quiet:
                 print(f"\n{report.terminal(case)}", flush=True)
@@ -130,7 +136,7 @@ def report_file(path: str, outputs: Outputs) -> None:
     """Print and write the reports of records that are there."""
     from ctxfast.benchmarks import records, report
 
-    run = records.read(Path(path))
+    run = records.read_all(Path(path))
     with contextlib.ExitStack() as files:
         outputs.check()
         rows = _open(files, outputs.csv)
@@ -165,18 +171,6 @@ def _usage_errors(kind: type[Exception]) -> Iterator[None]:
         yield
     except kind as error:
         raise typer.BadParameter(str(error)) from None
-
-
-def _earlier(resume: str | None) -> Run | None:
-    """The run to continue; None for a file that is not there yet or holds nothing."""
-    from ctxfast.benchmarks import records
-
-    if resume is None:
-        return None
-    path = Path(resume)
-    with path.open("a", encoding="utf-8"):  # found unwritable before anything is measured
-        pass
-    return records.read(path) if path.stat().st_size else None
 
 
 def _finish(run: Run) -> None:

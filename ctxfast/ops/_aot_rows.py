@@ -54,6 +54,11 @@ class Variant:
     types: dict[str, str]
     aligned: tuple[str, ...] = ()
 
+    @property
+    def role(self) -> str:
+        """The name without its options: "linear epilogue backward"."""
+        return self.name.split(",")[0].split(" with")[0]
+
     def compile(self, arch: int) -> Resources:
         names = self.kernel.arg_names
         types = {name: f"*{self.dtype}" for name in names if name.endswith("_ptr")}
@@ -170,11 +175,21 @@ def variants() -> Iterator[Variant]:
     yield from _epilogues("fp32", ("gelu",))
 
 
+def one_each() -> Iterator[Variant]:
+    """The first of every kernel: the variants of the ordinary test run."""
+    seen: set[str] = set()
+    for variant in variants():
+        if variant.role not in seen:
+            seen.add(variant.role)
+            yield variant
+
+
 def record(variant: Variant, arch: int) -> dict[str, Any]:
     """What the tests and the table read of one variant."""
     resources = variant.compile(arch)
     return {
         "kernel": variant.name,
+        "role": variant.role,
         "dtype": variant.dtype,
         "features": variant.features,
         "num_warps": variant.num_warps,
@@ -202,7 +217,9 @@ _COLUMNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Resources of the kernels on rows, by sm_80 ...")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    as_json = parser.parse_args().json
+    parser.add_argument("--quick", action="store_true", help="each kernel once an architecture")
+    arguments = parser.parse_args()
+    as_json = arguments.json
     if triton.knobs.runtime.interpret:
         sys.exit("_aot_rows: TRITON_INTERPRET must be off")
     if not as_json:
@@ -211,7 +228,7 @@ def main() -> None:
         print("Stack: bytes a thread; spilled registers would show there.\n")
         print("| " + " | ".join(_COLUMNS.values()) + " |")
         print("|" + "---|" * len(_COLUMNS))
-    for variant in variants():
+    for variant in one_each() if arguments.quick else variants():
         for arch in ARCHITECTURES:
             row = record(variant, arch)
             line = (

@@ -9,6 +9,7 @@ from ctxfast import ops
 from ctxfast.benchmarks import checks, peers, runner, timing, workloads
 from ctxfast.benchmarks.ceilings import Ceilings
 from ctxfast.benchmarks.peers import own
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 NO_CEILINGS = Ceilings({}, {})
 
@@ -153,10 +154,7 @@ def test_a_faulty_model_gets_no_time(monkeypatch, fault):
     ],
 )
 def test_every_parameter_counts(monkeypatch, name):
-    """The random weights are such that a lost parameter changes the output beyond what a floating dtype allows.
-
-    8 bits have a cap alone, which lets the loss of one bias pass.
-    """
+    """The random weights are such that a lost parameter changes the output beyond what any dtype allows."""
     from ctxfast.bert import BertModel
 
     real = BertModel.from_pretrained
@@ -168,8 +166,59 @@ def test_every_parameter_counts(monkeypatch, name):
 
     monkeypatch.setattr(BertModel, "from_pretrained", without)
     result = mine(run(find_case("bert-inference", "")))
-    result.pop("int8", None)
     assert {r.status for r in result.values()} == {"refused"}, result
+
+
+def one_channel_fourfold(weight):
+    weight.scales[0] *= 4.0
+    weight.sums[0] *= 4.0
+
+
+def scales_of_the_neighbours(weight):
+    weight.sums[:] = weight.sums / weight.scales * weight.scales.roll(1)
+    weight.scales[:] = weight.scales.roll(1)
+
+
+def no_sums(weight):
+    weight.sums.zero_()
+
+
+@pytest.mark.parametrize("fault", [one_channel_fourfold, scales_of_the_neighbours, no_sums])
+@pytest.mark.parametrize("which", range(8))
+def test_a_faulty_scale_of_8_bits_is_refused(monkeypatch, fault, which):
+    """In one of the four weights of one of the two layers; the other dtypes get their times."""
+    if int8_unavailable_reason() is not None:
+        pytest.skip(int8_unavailable_reason())
+    real, quantized = ops.quantize_weight, []
+
+    def faulty(weight):
+        quantized.append(real(weight))
+        if len(quantized) == which + 1:
+            fault(quantized[-1])
+        return quantized[-1]
+
+    monkeypatch.setattr(ops, "quantize_weight", faulty)
+    result = mine(run(find_case("bert-inference", "")))
+    assert len(quantized) == 8
+    outcomes = {dtype: r.status for dtype, r in result.items()}
+    assert outcomes == {"float32": "ok", "bfloat16": "ok", "int8": "refused"}, result
+
+
+def test_uninitialised_row_of_a_layer_that_is_one_call_is_refused(monkeypatch):
+    """What is timed is checked, too, not only the calls of the parts that the record sees."""
+    from ctxfast.nn.encoder_layer import EncoderRun
+
+    real, calls = EncoderRun.__call__, []
+
+    def unfinished(self, layer, hidden):
+        calls.append(1)
+        return uninitialised_row(real(self, layer, hidden))
+
+    monkeypatch.setattr(EncoderRun, "__call__", unfinished)
+    result = mine(run(find_case("bert-inference", "")))
+    if not calls:
+        pytest.skip("no native layers here")
+    assert result["float32"].status == "refused" and "not finite" in result["float32"].reason
 
 
 def test_the_right_model_gets_its_time():
@@ -191,7 +240,7 @@ def test_a_candidate_that_goes_wrong_while_it_is_timed_is_refused(monkeypatch):
     def wears_out(*args, **kwargs):
         calls.append(1)
         output = real(*args, **kwargs)
-        return output if len(calls) < 4 else -output
+        return output if len(calls) < 6 else -output
 
     monkeypatch.setattr(own.ops, "add_layer_norm", wears_out)
     result = mine(run(find_case("layer-norm", "")))
@@ -216,6 +265,23 @@ def test_the_cap_holds_where_the_eager_path_is_bad():
         checks.check(truth + 1e-3, truth, "float32", eager=checks.Deviation(1.0, 1.0))
     with pytest.raises(checks.WrongResult, match="shape"):
         checks.check(truth[:3], truth, "float32")
+
+
+def test_8_bits_are_measured_by_the_emulation_and_by_angles():
+    result = run(find_case("bert-inference", ""))
+    eager = next(r for r in result.results if r.key == "eager · int8")
+    assert eager.error is not None and eager.seconds is None and eager.status == "ok"
+    assert 0.99 < eager.error.cosine_min < eager.error.cosine_mean < 1.0
+    assert result.find("eager").error.cosine_min is None
+    own = mine(result)["int8"].error
+    assert 0.5 * eager.error.rms < own.rms < 1.5 * eager.error.rms
+
+
+def test_cosines_are_those_of_rows():
+    truth = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    error = checks.deviation(torch.tensor([[1.0, 1.0], [0.0, 3.0]]), truth, angles=True)
+    assert error.cosine_min == pytest.approx(0.5**0.5) and error.max == 1.0
+    assert error.cosine_mean == pytest.approx((1.0 + 0.5**0.5) / 2)
 
 
 def test_a_noisy_machine_is_marked(monkeypatch):

@@ -13,12 +13,19 @@ from . import made_up
 CANDIDATES = 12
 
 
-def measured(seed, *, noise=0.02, slow=None, factor=1.15, drift=1.0, rounds=7, controls=2):
-    """A run of twelve cases; ctxfast on case `slow` takes `factor` as long, and everything `drift`."""
+def measured(
+    seed, *, noise=0.02, slow=None, factor=1.15, drift=1.0, rounds=7, controls=2, disturbed=0.0
+):
+    """A run of twelve cases; ctxfast on case `slow` takes `factor` as long, and everything `drift`.
+
+    disturbed: the share of the rounds that something else makes slower, by 30 % on average.
+    """
     generator = np.random.default_rng(seed)
 
     def times(seconds):
-        return (drift * seconds * generator.lognormal(0.0, noise, rounds)).tolist()
+        found = drift * seconds * generator.lognormal(0.0, noise, rounds)
+        hit = generator.random(rounds) < disturbed
+        return (found * (1.0 + hit * generator.exponential(0.3, rounds))).tolist()
 
     cases = []
     for i in range(CANDIDATES):
@@ -40,6 +47,17 @@ def test_a_slow_down_of_15_percent_is_flagged():
         for s in range(20)
     ]
     assert sum("5" in names for names in found) >= 19
+    assert all(set(names) <= {"5"} for names in found)
+
+
+def test_rounds_that_something_disturbed_hide_no_slow_down():
+    """Three rounds in ten of every candidate are slower, as on a machine that others use too."""
+    busy = {"disturbed": 0.3, "rounds": 15}
+    found = [
+        slower(comparison.compare([measured(2 * s, **busy)], [measured(2 * s + 1, slow=5, **busy)]))
+        for s in range(10)
+    ]
+    assert sum("5" in names for names in found) >= 9
     assert all(set(names) <= {"5"} for names in found)
 
 

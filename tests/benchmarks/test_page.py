@@ -88,6 +88,49 @@ def test_only_peers_that_are_ahead_beyond_noise_are_listed():
     )
 
 
+def test_every_peer_that_is_ahead_is_explained():
+    """With its bytes, how near both come to the limit and our profile; and that there is none where there is none."""
+    run = made_up.whole_run()
+    texts = [verdicts.explanation(item) for item in verdicts.behind(run)]
+    both = "we reach 50% of the limit by compute, the peer 50% compute"
+    profile = "our time in operators: linear 80%, other 20%"
+    assert texts == [
+        f"{both}; {profile}",
+        f"its weights have 0.5 of the bytes; {both}; no pass of ours was profiled",
+    ]
+    text = " ".join(parsed(page.html(run)).text)
+    assert all(part in text and part in "\n".join(report.summary(run)) for part in texts)
+
+
+def test_names_of_the_profiler_are_made_readable():
+    names = ["ctxfast::linear", "aten::empty", "GeneratedBackwardFor_ctxfast_lstm_default"]
+    engine = (
+        "autograd::engine::evaluate_function: GeneratedBackwardFor_ctxfast_lstm_defaultBackward"
+    )
+    found = [verdicts._operator(name) for name in [*names, engine]]
+    assert found == ["linear", "aten::empty", "lstm in autograd", "lstm in autograd"]
+
+
+def test_all_that_are_ahead_are_named():
+    run = made_up.whole_run()
+    results = run.cases[0].results
+    results.insert(5, made_up.candidate("torch", "second", [0.45, 0.46, 0.44]))
+    results[5].speedup = {"float32": made_up.ratio_interval([0.45] * 3, [0.5] * 3)}
+    for case in run.cases[1:]:
+        case.results[1].speedup = {"float32": made_up.ratio_interval([0.8] * 3, [1.0] * 3)}
+    text = " ".join(parsed(page.html(run)).text)
+    assert "ONNX <Runtime> & co fp32; also second fp32 0.90x" in text
+    assert "s, length 16 (0.80x), 32 (0.80x), 64 (0.80x): eager fp32" in text
+
+
+def test_ctxfast_in_another_form_is_no_peer():
+    run = made_up.whole_run()
+    result = run.cases[0].results[4]
+    result.peer = "ctxfast.bert"
+    assert "ONNX <Runtime> & co" not in [b.peer.label for b in verdicts.behind(run)]
+    assert result not in verdicts.rivals(run.cases[0], run.cases[0].results[0])
+
+
 def test_plots_are_files_of_their_own(tmp_path):
     files = page.write_plots(tmp_path / "plots", made_up.whole_run())
     names = {file.stem for file in files}
@@ -103,6 +146,13 @@ def test_plots_are_files_of_their_own(tmp_path):
         root = ElementTree.parse(file).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "prefers-color-scheme: dark" in file.read_text()
+
+
+def test_plots_of_two_runs_of_one_case_have_two_files(tmp_path):
+    once = made_up.whole_run()
+    files = page.write_plots(tmp_path, records.merge([once, made_up.whole_run()]))
+    assert len(set(files)) == len(files) == len(list(tmp_path.iterdir()))
+    assert tmp_path / "memory-bert-inference-a.2.svg" in files
 
 
 def boxes(drawing):

@@ -7,8 +7,8 @@ import io
 
 import pytest
 
+from ctxfast.benchmarks import page, records, report
 from ctxfast.benchmarks import readme as readme_tables
-from ctxfast.benchmarks import records, report
 from ctxfast.benchmarks.checks import Deviation
 from ctxfast.benchmarks.peers import gemm
 from ctxfast.benchmarks.records import CaseResult, Result, Run
@@ -142,6 +142,24 @@ def test_terminal_table_says_everything():
         "128.0",  # 64 sentences in half a second
     ):
         assert part in text, part
+
+
+def test_cosines_stand_beside_the_error_of_int8(tmp_path):
+    run = make_run()
+    case = run.cases[0]
+    assert "cosine" not in report.terminal(case) + readme_tables.markdown(run, case.workload)
+    error = Deviation(0.2, 0.03, 0.99912, 0.99953)
+    case.results.append(timed("int engine", 0.4, peer="ctranslate2", dtype="int8", error=error))
+    path = tmp_path / "run.jsonl"
+    records.rewrite(path, run)
+    assert records.read(path) == run
+    texts = report.terminal(case), readme_tables.markdown(run, case.workload), page.html(run)
+    for text in texts:
+        assert "cosine: least (mean)" in text and text.count("0.99912 (0.99953)") == 1
+    stream = io.StringIO()
+    records.write_csv(stream, run)
+    row = list(csv.DictReader(io.StringIO(stream.getvalue())))[-1]
+    assert (row["cosine_min"], row["cosine_mean"]) == ("0.99912", "0.99953")
 
 
 def test_json_lines_are_read_back(tmp_path):

@@ -125,3 +125,8 @@ def test_bad_input(tmp_path, text, model_directory, change, message, monkeypatch
 def test_model_without_input(capsys):
     assert main(["bench", "--model", "x"]) == 2
     assert "must be given together" in capsys.readouterr().err
+
+
+def test_workload_beside_a_model(capsys):
+    assert main(["bench", "linear", "--model", "x", "--input", "y"]) == 2
+    assert "must not be given with --model" in capsys.readouterr().err
