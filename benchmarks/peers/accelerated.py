@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import ctxfast
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 from ..case import DTYPES, Candidate, Case
 from ..workloads.accelerate import TextInputs
@@ -23,11 +24,15 @@ LABEL = "ctxfast.accelerate"
 
 
 def text_vectors(case: Case) -> Iterator[Candidate]:
-    """An accelerated SentenceTransformer; in bfloat16 the layers compute in it, the parameters stay float32."""
+    """An accelerated SentenceTransformer; in a narrower type the layers compute, the parameters stay float32."""
     inputs: TextInputs = case.inputs
-    for dtype in case.dtypes:
-        model = sentences.load_model(inputs)
-        ctxfast.accelerate(model, dtype=DTYPES[dtype])
+    settings: list[tuple[str, dict[str, Any]]] = [
+        (dtype, {"dtype": DTYPES[dtype]}) for dtype in case.dtypes
+    ]
+    if int8_unavailable_reason() is None:
+        settings.append(("int8", {"quantization": "int8"}))
+    for dtype, options in settings:
+        model = ctxfast.accelerate(sentences.load_model(inputs), **options)
         yield Candidate(NAME, LABEL, dtype, run=_encode(inputs, model), result=lambda x: x)
 
 

@@ -6,6 +6,7 @@ From text it pools and sorts by length itself; from token ids it gets length buc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,12 @@ from .padded import Forward, variants
 
 NAME = "sentence-transformers"
 BACKENDS = ("torch", "onnx", "openvino")
+
+# What each backend is made of, and which transformers the release with the highest bound asks for.
+_PACKAGES = {
+    "onnx": ("optimum-onnx", "0.1.0", "4.58"),
+    "openvino": ("optimum-intel", "2.2.0", "5.6"),
+}
 
 
 def version() -> str:
@@ -33,7 +40,7 @@ def bert(case: Case) -> Iterator[Candidate]:
         try:
             forward = _forward(_load(case.inputs, backend))
         except Exception as error:  # its backends need packages of their own
-            reasons.append(f"{backend} backend: {' '.join(str(error).split())}")
+            reasons.append(_reason(backend, error))
             continue
         yield from variants(NAME, f"{NAME} {backend}", "float32", case, forward)
     if reasons:
@@ -48,7 +55,7 @@ def text_vectors(case: Case) -> Iterator[Candidate]:
         try:
             model = load_model(inputs, backend)
         except Exception as error:
-            reasons.append(f"{backend} backend: {' '.join(str(error).split())}")
+            reasons.append(_reason(backend, error))
             continue
         for dtype in case.dtypes if backend == "torch" else ("float32",):
             yield _text_vectors(inputs, model.to(DTYPES[dtype]), f"{NAME} {backend}", dtype)
@@ -65,6 +72,25 @@ def load_model(inputs: TextInputs, backend: str = "torch") -> Any:
         return SentenceTransformer(
             str(inputs.directory), device="cpu", backend=backend, local_files_only=True
         )
+
+
+def _reason(backend: str, error: Exception) -> str:
+    """Why a backend does not load: what it says, and what its package would need where that is missing."""
+    reason = f"{backend} backend: {' '.join(str(error).split())}"
+    package, release, bound = _PACKAGES.get(backend, ("", "", ""))
+    if not package or _version(package) is not None:
+        return reason
+    return (
+        f"{reason} ({package} is not installed; its release {release} requires transformers < {bound}, "
+        f"here is {_version('transformers')})"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _text_vectors(inputs: TextInputs, model: Any, label: str, dtype: str) -> Candidate:

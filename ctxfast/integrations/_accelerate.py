@@ -13,6 +13,7 @@ from ctxfast.integrations._families import SUPPORTED, family_of
 from ctxfast.integrations._swap import Options, is_accelerated, state_of, swap, swap_back
 from ctxfast.integrations._targets import head_forward, model_forward
 from ctxfast.nn import packed_linear
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 M = TypeVar("M")
 
@@ -33,22 +34,29 @@ def accelerate(
            module of your own), or a pipeline
     dtype: what the layers compute in, by default the type of the parameters; float32, bfloat16 or float16. Parameters,
            outputs, model.dtype and state_dict keep theirs
-    quantization: None; "int8" is not available yet
+    quantization: None, or "int8": products of 8-bit integers, one scale for each output channel and for each token,
+           taken at run time; on a CPU, for inference: a call in training mode or with gradients raises RuntimeError
     unpad: compute valid tokens only. Outputs are those of each sentence alone and zero in padding; logits of question
            answering are the lowest value of their type there; labels in padding count as -100. False computes padded
            rows as well and gives what transformers gives for the padded batch
-    cuda_graphs: not available yet
+    cuda_graphs: False; True is not available yet
 
     Names of modules, state_dict, configuration, signature and save_pretrained stay as they are; `restore` undoes it.
     Accelerating twice replaces the options. `ctxfast.explain(model)` says which layers are fused, and why others not.
 
-    Raises ValueError where no supported encoder is inside, for decoders, and for ONNX and OpenVINO backends.
+    Raises ValueError where no supported encoder is inside, for decoders, for ONNX and OpenVINO backends, and where
+    8-bit products are not available.
     """
     options = _options(dtype, quantization, unpad, cuda_graphs)
     root = _module(model, "accelerate")
     encoders, refused = _encoders(root)
     if not encoders:
         raise ValueError(_nothing_found(model, root, refused))
+    if quantization is not None:
+        _require_int8(encoders, dtype)
+    if cuda_graphs:
+        _require_cuda(encoders)
+        raise NotImplementedError("accelerate: cuda_graphs=True is not available yet")
     for module in encoders:
         swap(module, model_forward(type(module)), options)
     for module in root.modules():
@@ -112,14 +120,31 @@ def _options(
         raise ValueError(f"accelerate: dtype must be None or one of {names}, got {dtype!r}")
     if quantization not in (None, "int8"):
         raise ValueError(f"accelerate: quantization must be None or 'int8', got {quantization!r}")
-    if quantization == "int8":
-        raise NotImplementedError("accelerate: quantization='int8' is not available yet")
     for name, value in (("unpad", unpad), ("cuda_graphs", cuda_graphs)):
         if not isinstance(value, bool):
             raise TypeError(f"accelerate: {name} must be a bool, got {type(value).__name__}")
-    if cuda_graphs:
-        raise NotImplementedError("accelerate: cuda_graphs=True is not available yet")
     return Options(dtype, quantization, unpad, cuda_graphs)
+
+
+def _require_int8(encoders: list[nn.Module], dtype: torch.dtype | None) -> None:
+    """Raises ValueError where these encoders cannot compute in 8-bit integers."""
+    reason = int8_unavailable_reason()
+    for parameter in (p for module in encoders for p in module.parameters()):
+        if parameter.device.type not in ("cpu", "meta"):
+            reason = f"it computes on a CPU, and the model is on {parameter.device.type}"
+        elif (dtype or parameter.dtype) == torch.float16:
+            reason = "beside it a layer computes in float32 or bfloat16, not in torch.float16"
+    if reason is not None:
+        raise ValueError(f"accelerate: quantization='int8' is not available here: {reason}")
+
+
+def _require_cuda(encoders: list[nn.Module]) -> None:
+    """Raises ValueError unless graphs of these encoders can be captured."""
+    for parameter in (p for module in encoders for p in module.parameters()):
+        if parameter.device.type != "cuda":
+            raise ValueError(
+                f"accelerate: cuda_graphs=True needs the model on a CUDA device, got {parameter.device}"
+            )
 
 
 def _module(model: Any, function: str) -> nn.Module:

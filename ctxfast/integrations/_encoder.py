@@ -8,26 +8,15 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ctxfast.integrations._embeddings import Embeddings, call_embeddings
-from ctxfast.integrations._families import Family, family_of, submodule
-from ctxfast.integrations._layer import Layer
+from ctxfast.integrations._embeddings import call_embeddings
+from ctxfast.integrations._inspection import Inspection, inspection_of
 from ctxfast.integrations._plan import Plan, contiguous, layout, row_count
-from ctxfast.integrations._stock import (
-    Certificate,
-    NotStock,
-    global_hooks,
-    is_adapter,
-    require_class,
-    require_parameters,
-    require_plain,
-    untraceable,
-)
+from ctxfast.integrations._stock import global_hooks, untraceable
 from ctxfast.integrations._swap import State, call_arguments, state_of, stock_forward
 from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves
 
@@ -65,84 +54,6 @@ def first_token_first() -> Iterator[None]:
         _first_token_first.reset(token)
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What runs how: a part, or the reason why its module is called. spine: why the whole model is."""
-
-    family: Family
-    embeddings: Embeddings | str
-    projection: nn.Module | None
-    layers: tuple[tuple[nn.Module, Layer | str], ...]
-    spine: str | None
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Inspection:
-        family = family_of(type(model))
-        assert family is not None
-        try:
-            layers, projection = _spine(family, model)
-        except NotStock as reason:
-            return cls(family, str(reason), None, (), str(reason))
-        found = _verdict(Embeddings.of, family, submodule(model, "embeddings"))
-        verdicts = {layer: _verdict(Layer.of, family, layer) for layer in dict.fromkeys(layers)}
-        return cls(
-            family, found, projection, tuple((layer, verdicts[layer]) for layer in layers), None
-        )
-
-    @property
-    def fused(self) -> bool:
-        """Whether every layer is."""
-        return all(isinstance(found, Layer) for _, found in self.layers)
-
-
-def _verdict(of: Any, family: Family, module: nn.Module | None) -> Any:
-    try:
-        return of(family, module)
-    except NotStock as reason:
-        return str(reason)
-
-
-def _spine(family: Family, model: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
-    """The layers in the order in which they run, and the projection in front of them."""
-    encoder = submodule(model, family.encoder_path)
-    require_class(family.encoder_path, encoder, family.stock(family.encoder))
-    stack = submodule(model, family.layers_path)
-    require_class(family.layers_path, stack, nn.ModuleList)
-    for name, module in ((family.encoder_path, encoder), (family.layers_path, stack)):
-        require_plain(name, module)  # type: ignore[arg-type]
-    projection = submodule(model, family.projection) if family.projection else None
-    if projection is not None and not is_adapter(projection):
-        require_class(str(family.projection), projection, nn.Linear)
-        require_plain(str(family.projection), projection)
-        require_parameters(str(family.projection), projection, ("weight", "bias"))
-    if family.relative_bias:
-        table = submodule(model, "encoder.relative_attention_bias")
-        require_class("relative_attention_bias", table, nn.Embedding)
-        require_plain("relative_attention_bias", table)  # type: ignore[arg-type]
-    assert stack is not None and encoder is not None
-    children = list(stack._modules.values())
-    if family.name != "albert":
-        return children, projection  # type: ignore[return-value]
-    config: Any = encoder.config
-    layers: list[nn.Module] = []
-    for index in range(config.num_hidden_layers):
-        group = children[int(index / (config.num_hidden_layers / config.num_hidden_groups))]
-        require_class("a layer group", group, family.stock("AlbertLayerGroup"))
-        require_plain("a layer group", group)  # type: ignore[arg-type]
-        layers += group.albert_layers  # type: ignore[union-attr,arg-type]
-    return layers, projection
-
-
-def inspection_of(model: nn.Module, state: State) -> Inspection:
-    """The inspection that still holds, or a new one."""
-    certificate, found = state.certificate, state.inspection
-    if certificate is None or found is None or not certificate.holds():
-        certificate, found = Certificate(model.modules()), Inspection.of(model)
-        state.weights.keep(model.modules())
-        state.inspection, state.certificate = found, certificate
-    return found
-
-
 def encoder_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     """Replaces the forward of the model; the stock one runs where `refuses` says so."""
     if torch.compiler.is_compiling():
@@ -152,12 +63,25 @@ def encoder_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     state = state_of(model)
+    if state.options.quantization is not None:
+        _require_inference(model)
     call = call_arguments(model, args, kwargs)
     reason = "the arguments do not fit" if call is None else refuses(model, state, call)
     state.last_reason = reason
     if reason is not None:
         return stock_forward(model, *args, **kwargs)
     return _Run(model, state, call).output()  # type: ignore[arg-type]
+
+
+def _require_inference(model: Any) -> None:
+    mode = "training mode" if model.training else "a call that records gradients"
+    if model.training or torch.is_grad_enabled():
+        raise RuntimeError(
+            "accelerate: quantization='int8' serves inference only, under model.eval() and torch.inference_mode() or "
+            f"torch.no_grad(), got {mode}; ctxfast.accelerate(model) without it trains"
+        )
+    if (device := model.device.type) != "cpu":
+        raise RuntimeError(f"accelerate: quantization='int8' computes on a CPU, got {device}")
 
 
 # What runs here decides by values, which a graph does not hold: the compiled graph ends before and goes on behind it.
@@ -232,7 +156,7 @@ class _Run:
             padded = not contiguous(batch)
         self.plan = Plan(
             batch,
-            row_count(batch.total, state.options.dtype, model),
+            row_count(batch.total, model, state.options.dtype, state.options.quantization),
             mask if four else None,
             keys,
             padded=padded,

@@ -126,21 +126,22 @@ class Layer:
         own = self.attention.__dict__
         p = self.attention_dropout.__dict__["p"] if self.sampler.training else 0.0
         shape = (plan.rows, own[self.heads], own["attention_head_size"])
-        projected = weights.stacked(self.attention, self.projections, hidden)
+        inner_dtype = weights.inner_dtype(self.attention, hidden)
+        projected = weights.stacked(self.attention, self.projections, hidden, inner_dtype)
         query, key, value = (x.view(shape) for x in projected)
         context, probabilities = plan.attend(query, key, value, p, own.get("scaling"))
         context = context.reshape(plan.rows, -1)
         attended = _add_and_normalise(
             self.attention_norm,
             self.attention_output_dropout,
-            weights.linear(self.attention_output, context),
+            weights.linear(self.attention_output, context, None, hidden.dtype),
             hidden,
             plan,
         )
-        inner = weights.linear(self.intermediate, attended, self.epilogue)
+        inner = weights.linear(self.intermediate, attended, self.epilogue, inner_dtype)
         if self.activation is not None:
             inner = self.activation(inner)
-        output = weights.linear(self.output, inner)
+        output = weights.linear(self.output, inner, None, hidden.dtype)
         return (
             _add_and_normalise(self.output_norm, self.output_dropout, output, attended, plan),
             probabilities,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctxfast.integrations._encoder import inspection_of
+from ctxfast.integrations._inspection import inspection_of
 from ctxfast.integrations._stock import global_hooks, own_forward
 from ctxfast.integrations._swap import state_of
 
@@ -22,6 +22,7 @@ def encoder_notes(model: Any, name: str) -> list[str]:
         return [f"{label}: runs its own code: hooks are set on every module"]
     fused = sum(not isinstance(layer, str) for _, layer in found.layers)
     settings = [] if options.dtype is None else [f"computes in {options.dtype}"]
+    settings += [] if options.quantization is None else ["products of 8-bit integers"]
     settings += [] if options.unpad else ["padded rows are computed"]
     lines = [f"{label}: {fused} of {len(found.layers)} layers fused{_joined(settings)}"]
     if state.last_reason is not None:

@@ -39,7 +39,7 @@ class Plan:
         """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for."""
         if self.padded:
             return self._attend_padded(query, key, value, dropout_p, scale)
-        batch = self.batch
+        batch, bias = self.batch, self._bias(query)
         output = ops.attention_varlen(
             query,
             key,
@@ -48,11 +48,14 @@ class Plan:
             cu_seqlens_k=batch.cu_seqlens,
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_k=batch.max_seqlen,
-            bias=self.bias,
+            bias=bias,
             dropout_p=dropout_p,
             scale=scale,
         )
         return output, None
+
+    def _bias(self, query: Tensor) -> Tensor | None:
+        return None if self.bias is None else self.bias.to(query.dtype)
 
     def _attend_padded(
         self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
@@ -74,7 +77,7 @@ class Plan:
                 value,
                 attn_mask=mask,
                 key_padding_mask=keys,
-                bias=self.bias,
+                bias=self._bias(query),
                 dropout_p=dropout_p,
                 scale=scale,
             )
@@ -84,7 +87,7 @@ class Plan:
             key,
             attn_mask=mask,
             key_padding_mask=keys,
-            bias=self.bias,
+            bias=self._bias(query),
             dropout_p=dropout_p,
             scale=scale,
         )
@@ -117,14 +120,17 @@ def valid_tokens(batch: PackedBatch) -> Tensor:
     return batch.pad(torch.ones_like(batch.indices, dtype=torch.bool))
 
 
-def row_count(total: int, dtype: torch.dtype | None, model: nn.Module) -> int:
+def row_count(
+    total: int, model: nn.Module, dtype: torch.dtype | None, quantization: str | None
+) -> int:
     """T for this many tokens: a multiple of ROW_MULTIPLE where the GEMM library should see few shapes.
 
-    dtype: the compute type of the layers of model, by default that of its parameters
+    dtype, quantization: what the layers of model compute in, by default in the type of its parameters
     """
     weight = next((p for p in model.parameters() if p.dim() == 2), None)
-    same = weight is not None and dtype in (None, weight.dtype)
-    if total and same and not model.training and takes_any_rows(weight):  # type: ignore[arg-type]
+    precision = quantization or ("bfloat16" if dtype is torch.bfloat16 else None)
+    served = weight is not None and (precision is not None or dtype in (None, weight.dtype))
+    if total and served and not model.training and takes_any_rows(weight, precision):  # type: ignore[arg-type]
         return total
     return max(ROW_MULTIPLE, -(-total // ROW_MULTIPLE) * ROW_MULTIPLE)
 

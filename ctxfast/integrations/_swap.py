@@ -45,7 +45,7 @@ class State:
     def __init__(self, owner: nn.Module, options: Options) -> None:
         self.owner = weakref.ref(owner)
         self.options = options
-        self.weights = PackedWeights()
+        self.weights = PackedWeights(options.quantization)
         self.certificate: Certificate | None = None
         self.inspection: Any = None
         self.last_padding: float | None = None

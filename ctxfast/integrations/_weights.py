@@ -19,9 +19,13 @@ from ctxfast.nn.packed_linear import PackedModule
 
 
 class PackedWeights:
-    """The copies of one encoder, by the module that they stand for."""
+    """The copies of one encoder, by the module that they stand for.
 
-    def __init__(self) -> None:
+    precision: None, or "int8", what the products compute in wherever a copy serves
+    """
+
+    def __init__(self, precision: str | None = None) -> None:
+        self.precision = precision
         self._holders: dict[nn.Module, PackedModule] = {}
 
     @property
@@ -44,7 +48,7 @@ class PackedWeights:
         holder = self._holders.get(module)
         if holder is None:
             holder = PackedModule().eval()
-            holder.cast = True
+            holder.cast, holder.precision = True, self.precision
             self._holders[module] = holder
         return holder
 
@@ -71,24 +75,43 @@ class PackedWeights:
         biases = [parameter_of(module, "bias") for module in modules]
         return self._holder(owner).packed_parameters(weights, biases, input)
 
-    def linear(self, module: nn.Module, input: Tensor, activation: str | None = None) -> Tensor:
-        """activation(module(input)): fused for torch's own Linear; an adapter around one is called."""
+    def inner_dtype(self, owner: nn.Module, input: Tensor) -> torch.dtype:
+        """The type of what is only multiplied again in a layer: bfloat16 beside 8-bit products, else that of input."""
+        if self.precision is None or owner.training:
+            return input.dtype
+        return packed_linear.inner_dtype(self._holder(owner), input) or input.dtype
+
+    def linear(
+        self,
+        module: nn.Module,
+        input: Tensor,
+        activation: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """activation(module(input)): fused for torch's own Linear; an adapter around one is called.
+
+        dtype: of the result, by default that of input
+        """
+        dtype = dtype or input.dtype
         if type(module) is not nn.Linear:
-            return packed_linear.linear(module, input, activation).to(input.dtype)
+            return packed_linear.linear(module, input, activation, dtype).to(dtype)
         weight, bias = parameter_of(module, "weight"), parameter_of(module, "bias")
         copy = None
         if not module.training or torch.is_grad_enabled():
             copy = self._holder(module).packed_parameters((weight,), (bias,), input)
+        if copy is not None and self.precision is not None:
+            return copy.linear(input, bias, activation, dtype)
         if not torch.is_autocast_enabled(input.device.type):
             weight = weight.to(input.dtype) if copy is None else copy.plain
             bias = None if bias is None else bias.to(input.dtype)
         packed = None if copy is None else copy.weight
-        return ops.linear(input, weight, bias, activation=activation, packed=packed)
+        output = ops.linear(input, weight, bias, activation=activation, packed=packed)
+        return output if self.precision is None else output.to(dtype)
 
     def stacked(
-        self, owner: nn.Module, modules: Sequence[nn.Module], input: Tensor
+        self, owner: nn.Module, modules: Sequence[nn.Module], input: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        """module(input) for layers of one input and one output size, in one product where a copy serves."""
+        """module(input) for layers of one input and one output size, in one product where a copy serves; in dtype."""
         if all(type(module) is nn.Linear for module in modules) and (
             not owner.training or torch.is_grad_enabled()
         ):
@@ -96,6 +119,6 @@ class PackedWeights:
             biases = [parameter_of(module, "bias") for module in modules]
             copy = self._holder(owner).packed_parameters(weights, biases, input)
             if copy is not None:
-                output = ops.linear(input, copy.plain, copy.bias, packed=copy.weight)
+                output = copy.linear(input, copy.bias, None, dtype)
                 return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
-        return tuple(self.linear(module, input) for module in modules)
+        return tuple(self.linear(module, input, None, dtype) for module in modules)

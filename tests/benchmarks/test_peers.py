@@ -132,11 +132,17 @@ def test_every_backend_of_sentence_transformers_that_fails_is_named(monkeypatch,
         return Module(huggingface.load(inputs, "float32", "sdpa"))
 
     monkeypatch.setattr(sentences, "_load", load)
+    version = sentences._version
+    absent = ("optimum-onnx", "optimum-intel")
+    monkeypatch.setattr(
+        sentences, "_version", lambda name: None if name in absent else version(name)
+    )
     found = sentences.bert(case)
     with torch.inference_mode():
         labels = []
         with pytest.raises(
-            Unavailable, match="onnx backend: install onnx.*; openvino backend: install"
+            Unavailable,
+            match="onnx backend: install onnx things.*optimum-onnx.*requires transformers.*; openvino backend: install",
         ):
             for candidate in found:
                 labels.append(candidate.label)

@@ -98,8 +98,8 @@ def test_refusals_name_the_reason(name: str) -> None:
     [
         ({"dtype": torch.int8}, ValueError, "dtype must be None or one of torch.float32"),
         ({"quantization": "int4"}, ValueError, "quantization must be None or 'int8', got 'int4'"),
-        ({"quantization": "int8"}, NotImplementedError, "not available yet"),
-        ({"cuda_graphs": True}, NotImplementedError, "not available yet"),
+        ({"cuda_graphs": True}, ValueError, "cuda_graphs=True needs the model on a CUDA.*got cpu"),
+        ({"cuda_graphs": 1}, TypeError, "cuda_graphs must be a bool, got int"),
         ({"unpad": "yes"}, TypeError, "unpad must be a bool, got str"),
     ],
 )
