@@ -41,7 +41,7 @@ struct PlainWeight {
   using Compute = T;
   using Word = T;
   static constexpr int kPack = 1;
-  static constexpr bool kScaled = false;
+  static constexpr bool kPlain = true, kScaled = false;
 
   // sum[r][c] += sum_k a[r, k] b[k, c] over `words` words of the depth; a line of `ahead` a word.
   template <int kRows, int kColumns>
@@ -58,7 +58,7 @@ struct HalfWeight {
   using Compute = float;
   using Word = uint32_t;
   static constexpr int kPack = 2;
-  static constexpr bool kScaled = false;
+  static constexpr bool kPlain = false, kScaled = false;
 
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const float* a, int64_t lda, const Word* b, int64_t ldb,
@@ -91,7 +91,7 @@ struct HalfPairWeight {
   using Compute = float;
   using Word = uint32_t;
   static constexpr int kPack = 2;
-  static constexpr bool kScaled = false;
+  static constexpr bool kPlain = false, kScaled = false;
 
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const bfloat16* a, int64_t lda, const Word* b, int64_t ldb,
@@ -123,7 +123,7 @@ struct ByteWeight {
   using Compute = float;
   using Word = int8_t;
   static constexpr int kPack = 1;
-  static constexpr bool kScaled = true;
+  static constexpr bool kPlain = false, kScaled = true;
 
   static CTXFAST_INLINE Vec<float> widen(const int8_t* p) {
 #if defined(CTXFAST_AVX512)
@@ -161,8 +161,9 @@ CTXFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
 enum Panel { kStatePanel, kProjectionPanel, kInputPanel, kPanels };
 
 // Panels behind a header. Forward: gates panel of weight_hh, vectors of weight_hr^T, gates panel of
-// weight_ih. Backward: vectors of weight_hh (depth 4H, P columns), vectors of weight_hr (depth P, H
-// columns), nothing of weight_ih.
+// weight_ih, which is left out of plain weights: a call reads it so few times that it arranges a
+// block at a time. Backward: vectors of weight_hh (depth 4H, P columns), vectors of weight_hr
+// (depth P, H columns), nothing of weight_ih.
 template <typename W>
 struct PackedLayout {
   using T = typename W::Compute;
@@ -176,7 +177,7 @@ struct PackedLayout {
                                     backward ? features : hidden, inputs};
     columns[kStatePanel] = backward ? round_up(features, lanes) : kGates * round_up(hidden, lanes);
     columns[kProjectionPanel] = projected ? round_up(backward ? hidden : features, lanes) : 0;
-    columns[kInputPanel] = backward ? 0 : kGates * round_up(hidden, lanes);
+    columns[kInputPanel] = backward || W::kPlain ? 0 : kGates * round_up(hidden, lanes);
     int64_t offset = 64;
     for (int k = 0; k < kPanels; ++k) {
       words[k] = (depth[k] + W::kPack - 1) / W::kPack;

@@ -14,6 +14,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/matrix_tile.h"
 #include "cpu/parallel.h"
+#include "cpu/transpose.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -35,56 +36,6 @@ constexpr int64_t kPackedDepth = 16;       // of B that a thread packs at a time
 
 CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The transpose of a square of lanes: blocks beside the diagonal change places, halves first.
-template <typename T, int kStep = kLanes<T> / 2>
-CTXFAST_INLINE void transpose(Vec<T> (&x)[kLanes<T>]) {
-  constexpr int kWidth = kLanes<T>;
-  Mask<T> lower, upper;
-  for (int j = 0; j < kWidth; ++j) {
-    lower[j] = j & kStep ? kWidth + j - kStep : j;
-    upper[j] = j & kStep ? kWidth + j : j + kStep;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    if (i & kStep) continue;
-    const Vec<T> first = x[i], second = x[i + kStep];
-    x[i] = __builtin_shuffle(first, second, lower);
-    x[i + kStep] = __builtin_shuffle(first, second, upper);
-  }
-  if constexpr (kStep > 1) transpose<T, kStep / 2>(x);
-}
-
-// packed[k][j] = x[k * depth_stride + j * stride] for k < depth and j < count; 0 from there to the
-// end of the kPacked vectors of a row.
-template <int kPacked, typename T>
-CTXFAST_INLINE void pack(const T* x, int64_t depth_stride, int64_t stride, int64_t depth,
-                         int64_t count, T* packed) {
-  constexpr int kWidth = kLanes<T>;
-  constexpr int64_t ld = kPacked * kWidth;
-  if (stride == 1) {
-    for (int64_t k = 0; k < depth; ++k)
-#pragma GCC unroll 4
-      for (int v = 0; v < kPacked; ++v)
-        store(packed + k * ld + v * kWidth,
-              load_n(x + k * depth_stride + v * kWidth, count - v * kWidth));
-    return;
-  }
-  for (int v = 0; v < kPacked; ++v)
-    for (int64_t k = 0; k < depth; k += kWidth) {
-      Vec<T> square[kWidth];
-#pragma GCC unroll 16
-      for (int j = 0; j < kWidth; ++j) {
-        const int64_t left = v * kWidth + j < count ? depth - k : 0;
-        square[j] = load_n(x + (v * kWidth + j) * stride + k, left);
-      }
-      transpose<T>(square);
-      T* out = packed + k * ld + v * kWidth;
-#pragma GCC unroll 16
-      for (int j = 0; j < kWidth; ++j)
-        if (j < depth - k) store(out + j * ld, square[j]);
-    }
-}
 
 template <typename T>
 struct Product {
@@ -113,9 +64,9 @@ struct Product {
     const T* source = static_cast<const T*>(args.b);
     for (int64_t panel = 0; panel < panels(); ++panel) {
       const int64_t column = begin_column + panel * kColumns;
-      pack<kVectors>(source + first * args.b_depth + column * args.b_column, args.b_depth,
-                     args.b_column, last - first, smaller(kColumns, args.columns - column),
-                     panel_at(panel, k) + (first - k) * kColumns);
+      pack_vectors<kVectors>(source + first * args.b_depth + column * args.b_column, args.b_depth,
+                             args.b_column, last - first, smaller(kColumns, args.columns - column),
+                             panel_at(panel, k) + (first - k) * kColumns);
     }
   }
 
@@ -144,8 +95,8 @@ struct Product {
                                  T* out) const {
     const T* source = static_cast<const T*>(args.a) + first * args.a_row + k * args.a_depth;
     for (int64_t row = 0; row < last - first; row += kWidth)
-      pack<1>(source + row * args.a_row, args.a_depth, args.a_row, depth,
-              smaller(kWidth, last - first - row), out + row * depth);
+      pack_vectors<1>(source + row * args.a_row, args.a_depth, args.a_row, depth,
+                      smaller(kWidth, last - first - row), out + row * depth);
   }
 
   static CTXFAST_INLINE void add_rows(const T* a, int64_t rows, int64_t depth, double* sums) {
