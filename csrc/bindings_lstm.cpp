@@ -102,6 +102,7 @@ py::object lstm_forward(const py::tuple& numbers, double cell_clip, double proj_
       way.output_stride[s] = number(items, 14 + s);
     }
     way.reverse = number(items, 16) != 0;
+    way.weight_ih = pointer(items, 17);
   }
   Status status;
   {

@@ -50,6 +50,7 @@ struct LstmForwardDirection {
   const void* input;        // [B, T, K], unit stride along the last
   int64_t input_stride[2];  // from row to row, from step to step
   const void* bias;         // [4H], or nullptr
+  const void* weight_ih;    // [4H, K], contiguous: read where the weights are plain
   const void* packed;       // of LstmPackArgs
   const void* h0;           // [B, P]
   const void* c0;           // [B, H]

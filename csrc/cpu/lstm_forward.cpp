@@ -12,6 +12,7 @@
 #include "cpu/lstm_cell.h"
 #include "cpu/lstm_team.h"
 #include "cpu/lstm_weights.h"
+#include "cpu/transpose.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -47,6 +48,7 @@ struct Forward {
   Element* state[2];  // h [B, P]; the second one only without projection, where a step writes the
                       // other
   Element* full;      // o * tanh(c) [B, H]
+  T* blocks_ih;       // a block of a gates panel of plain weight_ih for each thread [4, L] * K
 
   static int64_t stride(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
   static int64_t input_rows(const LstmSizes& s) {
@@ -55,7 +57,8 @@ struct Forward {
   }
   static int64_t elements(const LstmSizes& s) {
     return input_rows(s) * (kGates * round_up(s.hidden, kWidth) + stride(s.inputs)) +
-           s.batch * (3 * stride(s.features) + 2 * stride(s.hidden));
+           s.batch * (3 * stride(s.features) + 2 * stride(s.hidden)) +
+           (W::kPlain ? s.threads * s.inputs * kBlock : 0);
   }
 
   Forward(const LstmSizes& s, const LstmForwardDirection& w, const RowOrder& o,
@@ -71,6 +74,7 @@ struct Forward {
     state[0] = input + input_rows(s) * input_stride;
     state[1] = state[0] + s.batch * state_stride;
     full = state[1] + s.batch * state_stride;
+    blocks_ih = reinterpret_cast<T*>(full + s.batch * cell_stride);
   }
 
   S* output_of(int64_t row, int64_t position) const {
@@ -122,6 +126,41 @@ struct Forward {
     return h * load_n(static_cast<const T*>(way.mask) + row * sizes.features + column, n);
   }
 
+  // What a tile of rows asks for while it multiplies a block of a gates panel: its share of the
+  // next block, where there is one.
+  static CTXFAST_INLINE const void* ahead(const typename W::Word* block, int64_t words,
+                                          bool another, int64_t tile) {
+    const char* begin = reinterpret_cast<const char*>(block + (another ? words * kBlock : 0));
+    const int64_t share = words * kLineBytes;
+    return begin + (tile * share < words * kBlock * int64_t(sizeof *block) ? tile * share : 0);
+  }
+
+  const T* plain_rows(int64_t gate, int64_t block) const {
+    return static_cast<const T*>(way.weight_ih) +
+           (gate * sizes.hidden + block * kWidth) * sizes.inputs;
+  }
+
+  // A block of the gates panel of weight_ih.
+  const typename W::Word* input_block(int64_t block, const Team& team) const {
+    const int64_t size = layout.words[kInputPanel] * kBlock;
+    if constexpr (W::kPlain) {
+      T* out = blocks_ih + team.rank * size;
+      for (int g = 0; g < kGates; ++g)
+        pack_vectors<1>(plain_rows(g, block), 1, sizes.inputs, sizes.inputs,
+                        sizes.hidden - block * kWidth, out + g * kWidth, kBlock);
+      return out;
+    }
+    return layout.words_of(way.packed, kInputPanel) + block * size;
+  }
+
+  // The same as `ahead` for such a block: of plain weights the rows of a gate.
+  const void* input_ahead(int64_t block, int64_t tile) const {
+    if constexpr (W::kPlain) return plain_rows(tile < kGates ? tile : 0, block);
+    const int64_t words = layout.words[kInputPanel];
+    return ahead(layout.words_of(way.packed, kInputPanel) + block * words * kBlock, words, false,
+                 tile);
+  }
+
   // Adds up what the input contributes to the gates of this thread's units, from step `first` on.
   // Returns the step after the last one that it took.
   int64_t input_product(int64_t first, const Team& team) const {
@@ -142,8 +181,7 @@ struct Forward {
     const int64_t words = layout.words[kInputPanel];
     const int64_t begin = team.begin(blocks()), end = team.end(blocks());
     for (int64_t block = begin; block < end; ++block) {
-      const typename W::Word* weights =
-          layout.words_of(way.packed, kInputPanel) + block * words * kBlock;
+      const typename W::Word* weights = input_block(block, team);
       const T* scales = layout.scales_of(way.packed, kInputPanel) + block * kBlock;
       Vec<T> bias[kGates] = {};
       if (way.bias != nullptr)
@@ -151,11 +189,12 @@ struct Forward {
           bias[g] = load_n(static_cast<const S*>(way.bias) + g * sizes.hidden + block * kWidth,
                            sizes.hidden - block * kWidth);
       T* out = given + block * input_rows(sizes) * kBlock;
-      for_row_tiles(rows, [&](auto count, int64_t row) {
+      for_row_tiles(rows, [&](auto count, int64_t row, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
-        multiply_in_pieces<W, kRows, kGates>(input + row * input_stride, input_stride, weights,
-                                             kBlock, kWidth, words, sum);
+        multiply_in_pieces<W, kRows, kGates>(
+            input + row * input_stride, input_stride, weights, kBlock, kWidth, words, sum,
+            input_ahead(block + 1 < end ? block + 1 : block, tile));
         for (int r = 0; r < kRows; ++r) {
           for (int g = 0; g < kGates; ++g) {
             if constexpr (W::kScaled) sum[r][g] = sum[r][g] * load(scales + g * kWidth);
@@ -214,11 +253,12 @@ struct Forward {
           layout.words_of(way.packed, kStatePanel) + block * words * kBlock;
       const T* scales = layout.scales_of(way.packed, kStatePanel) + block * kBlock;
       const T* x = given + (block * input_rows(sizes) + before) * kBlock;
-      for_row_tiles(rows, [&](auto count, int64_t first) {
+      for_row_tiles(rows, [&](auto count, int64_t first, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
         multiply_in_pieces<W, kRows, kGates>(h + first * state_stride, state_stride, weights,
-                                             kBlock, kWidth, words, sum);
+                                             kBlock, kWidth, words, sum,
+                                             ahead(weights, words, block + 1 < end, tile));
         for (int r = 0; r < kRows; ++r)
           finish_cell(sum[r], scales, x + (first + r) * kBlock, first + r, step, block * kWidth);
       });

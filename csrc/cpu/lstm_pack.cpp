@@ -2,6 +2,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/lstm_weights.h"
 #include "cpu/parallel.h"
+#include "cpu/transpose.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -50,6 +51,12 @@ struct Packer {
   static void pack_rows(const S* source, int64_t depth, int64_t first, int64_t count, int groups,
                         int64_t group_rows, int64_t words, Word* out, T* scales) {
     const int64_t width = groups * kWidth;
+    if constexpr (W::kPlain) {
+      for (int g = 0; g < groups; ++g)
+        pack_vectors<1>(source + (g * group_rows + first) * depth, 1, depth, depth, count - first,
+                        out + g * kWidth, width);
+      return;
+    }
     T scale[kGates * kWidth] = {};
     for (int64_t place = 0; place < width; ++place) {
       const int64_t index = first + place % kWidth;

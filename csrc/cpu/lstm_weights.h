@@ -29,20 +29,27 @@ constexpr int kPanelRows = 6;
 constexpr int kPanelRows = 3;
 #endif
 
+// Whether a tile asks for the next part of a panel while it multiplies this one. Several tiles of
+// rows read a part: the first would wait for memory, the others would leave it idle. One or two
+// rows follow memory anyway.
+template <int kRows>
+constexpr bool fetches_ahead = kRows > 2;
+
 template <typename T>
 struct PlainWeight {
   using Element = T;
   using Compute = T;
   using Word = T;
   static constexpr int kPack = 1;
-  static constexpr bool kScaled = false;
+  static constexpr bool kPlain = true, kScaled = false;
 
-  // sum[r][c] += sum_k a[r, k] b[k, c] over `words` words of the depth.
+  // sum[r][c] += sum_k a[r, k] b[k, c] over `words` words of the depth; a line of `ahead` a word.
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const T* a, int64_t lda, const Word* b, int64_t ldb,
                                       int64_t next_column, int64_t words,
-                                      Vec<T> (&sum)[kRows][kColumns]) {
-    multiply_tile<ScalarArithmetic<T>, kRows, kColumns>(a, lda, b, ldb, next_column, words, sum);
+                                      Vec<T> (&sum)[kRows][kColumns], const char* ahead) {
+    multiply_tile<ScalarArithmetic<T>, kRows, kColumns, false, fetches_ahead<kRows>>(
+        a, lda, b, ldb, next_column, words, sum, ahead);
   }
 };
 
@@ -51,12 +58,12 @@ struct HalfWeight {
   using Compute = float;
   using Word = uint32_t;
   static constexpr int kPack = 2;
-  static constexpr bool kScaled = false;
+  static constexpr bool kPlain = false, kScaled = false;
 
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const float* a, int64_t lda, const Word* b, int64_t ldb,
                                       int64_t next_column, int64_t words,
-                                      Vec<float> (&sum)[kRows][kColumns]) {
+                                      Vec<float> (&sum)[kRows][kColumns], const char* ahead) {
     using Bits = VecOf<float>::bits;
     for (int64_t k = 0; k < words; ++k) {
 #pragma GCC unroll 4
@@ -70,6 +77,7 @@ struct HalfWeight {
           sum[r][c] = a[r * lda + 1] * second + sum[r][c];
         }
       }
+      if constexpr (fetches_ahead<kRows>) __builtin_prefetch(ahead + k * kLineBytes, 0, 2);
       a += 2;
       b += ldb;
     }
@@ -83,12 +91,12 @@ struct HalfPairWeight {
   using Compute = float;
   using Word = uint32_t;
   static constexpr int kPack = 2;
-  static constexpr bool kScaled = false;
+  static constexpr bool kPlain = false, kScaled = false;
 
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const bfloat16* a, int64_t lda, const Word* b, int64_t ldb,
                                       int64_t next_column, int64_t words,
-                                      Vec<float> (&sum)[kRows][kColumns]) {
+                                      Vec<float> (&sum)[kRows][kColumns], const char* ahead) {
     using Math = Arithmetic<bfloat16>;
     for (int64_t k = 0; k < words; ++k) {
       Vec<float> right[kColumns];
@@ -102,6 +110,7 @@ struct HalfPairWeight {
         for (int c = 0; c < kColumns; ++c)
           sum[r][c] = Math::multiply_add(left, right[c], sum[r][c]);
       }
+      if constexpr (fetches_ahead<kRows>) __builtin_prefetch(ahead + k * kLineBytes, 0, 2);
       a += kPack;
       b += ldb;
     }
@@ -114,7 +123,7 @@ struct ByteWeight {
   using Compute = float;
   using Word = int8_t;
   static constexpr int kPack = 1;
-  static constexpr bool kScaled = true;
+  static constexpr bool kPlain = false, kScaled = true;
 
   static CTXFAST_INLINE Vec<float> widen(const int8_t* p) {
 #if defined(CTXFAST_AVX512)
@@ -130,7 +139,7 @@ struct ByteWeight {
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const float* a, int64_t lda, const Word* b, int64_t ldb,
                                       int64_t next_column, int64_t words,
-                                      Vec<float> (&sum)[kRows][kColumns]) {
+                                      Vec<float> (&sum)[kRows][kColumns], const char* ahead) {
     for (int64_t k = 0; k < words; ++k) {
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c) {
@@ -138,6 +147,7 @@ struct ByteWeight {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) sum[r][c] = a[r * lda] * right + sum[r][c];
       }
+      if constexpr (fetches_ahead<kRows>) __builtin_prefetch(ahead + k * kLineBytes, 0, 2);
       a += 1;
       b += ldb;
     }
@@ -151,8 +161,9 @@ CTXFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
 enum Panel { kStatePanel, kProjectionPanel, kInputPanel, kPanels };
 
 // Panels behind a header. Forward: gates panel of weight_hh, vectors of weight_hr^T, gates panel of
-// weight_ih. Backward: vectors of weight_hh (depth 4H, P columns), vectors of weight_hr (depth P, H
-// columns), nothing of weight_ih.
+// weight_ih, which is left out of plain weights: a call reads it so few times that it arranges a
+// block at a time. Backward: vectors of weight_hh (depth 4H, P columns), vectors of weight_hr
+// (depth P, H columns), nothing of weight_ih.
 template <typename W>
 struct PackedLayout {
   using T = typename W::Compute;
@@ -166,7 +177,7 @@ struct PackedLayout {
                                     backward ? features : hidden, inputs};
     columns[kStatePanel] = backward ? round_up(features, lanes) : kGates * round_up(hidden, lanes);
     columns[kProjectionPanel] = projected ? round_up(backward ? hidden : features, lanes) : 0;
-    columns[kInputPanel] = backward ? 0 : kGates * round_up(hidden, lanes);
+    columns[kInputPanel] = backward || W::kPlain ? 0 : kGates * round_up(hidden, lanes);
     int64_t offset = 64;
     for (int k = 0; k < kPanels; ++k) {
       words[k] = (depth[k] + W::kPack - 1) / W::kPack;
@@ -194,8 +205,8 @@ struct Count {
   static constexpr int value = kValue;
 };
 
-// Calls body(Count<rows>, first) for tiles of at most kPanelRows rows that cover `rows` rows and
-// are as equal as possible.
+// Calls body(Count<rows>, first, tile) for tiles of at most kPanelRows rows that cover `rows` rows
+// and are as equal as possible.
 template <typename Body>
 CTXFAST_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   const int64_t tiles = (rows + kPanelRows - 1) / kPanelRows;
@@ -204,23 +215,23 @@ CTXFAST_INLINE void for_row_tiles(int64_t rows, const Body& body) {
     const int step = int((rows - first + tiles - tile - 1) / (tiles - tile));
     switch (step) {
       case 1:
-        body(Count<1>(), first);
+        body(Count<1>(), first, tile);
         break;
       case 2:
-        body(Count<2>(), first);
+        body(Count<2>(), first, tile);
         break;
       case 3:
-        body(Count<3>(), first);
+        body(Count<3>(), first, tile);
         break;
 #if defined(CTXFAST_AVX512)
       case 4:
-        body(Count<4>(), first);
+        body(Count<4>(), first, tile);
         break;
       case 5:
-        body(Count<5>(), first);
+        body(Count<5>(), first, tile);
         break;
       case 6:
-        body(Count<6>(), first);
+        body(Count<6>(), first, tile);
         break;
 #endif
     }
@@ -233,12 +244,15 @@ template <typename W, int kRows, int kColumns>
 CTXFAST_INLINE void multiply_in_pieces(const typename W::Element* a, int64_t lda,
                                        const typename W::Word* b, int64_t ldb, int64_t next_column,
                                        int64_t words,
-                                       Vec<typename W::Compute> (&sum)[kRows][kColumns]) {
+                                       Vec<typename W::Compute> (&sum)[kRows][kColumns],
+                                       const void* ahead) {
   constexpr int64_t piece = kSumPiece / W::kPack;
   for (int64_t k = 0; k < words; k += piece) {
-    Vec<typename W::Compute> part[kRows][kColumns] = {};
+    Vec<typename W::Compute> part[kRows][kColumns];
+    clear_tile<typename W::Compute>(part);
     W::template multiply<kRows, kColumns>(a + k * W::kPack, lda, b + k * ldb, ldb, next_column,
-                                          words - k < piece ? words - k : piece, part);
+                                          words - k < piece ? words - k : piece, part,
+                                          static_cast<const char*>(ahead) + k * kLineBytes);
     for (int r = 0; r < kRows; ++r)
       for (int c = 0; c < kColumns; ++c) sum[r][c] += part[r][c];
   }
@@ -263,8 +277,13 @@ CTXFAST_INLINE void multiply_vectors(const typename W::Element* a, int64_t lda,
     const typename W::Word* column = panel + vector * words * lanes;
     for (int64_t k = 0; k < words; k += piece) {
       const int64_t part = words - k < piece ? words - k : piece;
-      for_row_tiles(rows, [&](auto count, int64_t row) {
+      // What comes next, a vector of columns for each tile of rows.
+      const typename W::Word* next = k + piece < words         ? column + (k + piece) * lanes
+                                     : vector + columns < last ? column + columns * words * lanes
+                                                               : panel + first * words * lanes;
+      for_row_tiles(rows, [&](auto count, int64_t row, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
+        const typename W::Word* ahead = next + (tile < columns ? tile : 0) * words * lanes;
         const auto run = [&](auto width) {
           constexpr int kColumns = decltype(width)::value;
           Vec<T> sum[kRows][kColumns];
@@ -274,7 +293,7 @@ CTXFAST_INLINE void multiply_vectors(const typename W::Element* a, int64_t lda,
               sum[r][v] = k == 0 ? Vec<T>{} : load(out + r * ldc + v * lanes);
           multiply_in_pieces<W, kRows, kColumns>(a + row * lda + k * W::kPack, lda,
                                                  column + k * lanes, lanes, words * lanes, part,
-                                                 sum);
+                                                 sum, ahead);
           for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kColumns; ++v) store(out + r * ldc + v * lanes, sum[r][v]);
         };

@@ -2,15 +2,19 @@
 // (Goto and van de Geijn 2008), whichever way they lie in memory, so that the transposed operands
 // of a linear layer's gradients need no copy of their own.
 //
-// A is packed once for all threads, which also sums its rows: the gradient of the bias. Each thread
-// packs the panels of B that it takes. An element is a sum of sums over pieces of the depth, whose
-// rounding errors do not grow with the depth as those of one running sum do: gradients of an LSTM
-// have depths of thousands. The order depends on the depth alone.
+// A part of B that the last cache level holds is packed by all threads; then each of them packs
+// blocks of the rows of A for its own second level, sums them on the way (the gradient of the bias)
+// and multiplies them with that part. So memory gives A and C once for a part, and B once in all.
+//
+// An element is a sum of sums over pieces of the depth, whose rounding errors do not grow with the
+// depth as those of one running sum do: gradients of an LSTM have depths of thousands. The order
+// depends on the depth alone.
 #include "cpu/matrix_product.h"
 
 #include "cpu/kernel_table.h"
 #include "cpu/matrix_tile.h"
 #include "cpu/parallel.h"
+#include "cpu/transpose.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -22,63 +26,16 @@ constexpr int kMostRows = 8, kVectors = 3;
 #else
 constexpr int kMostRows = 4, kVectors = 3;
 #endif
-constexpr int64_t kDepth = 256;  // of a panel of B, which stays in the second cache level
-constexpr int64_t kPackedBytes = 32 << 20;  // of A at a time
-constexpr int64_t kBlocksPerPiece = 4;      // that a thread packs at a time
-constexpr int kPiecesPerThread = 8;
+constexpr int64_t kDepth = 256;       // of a piece
+constexpr int64_t kBlockRows = 64;    // of A that a thread packs at a time
+constexpr int64_t kFewestRows = 32;   // of a block, where smaller ones occupy more threads
+constexpr int64_t kBlockPanels = 12;  // that a block meets: C stays in the second cache level too
+constexpr int64_t kItemsPerThread = 4;
+constexpr int64_t kPackedBytes = 2 << 20;  // of B at a time, for the last cache level
+constexpr int64_t kPackedDepth = 16;       // of B that a thread packs at a time
 
 CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The transpose of a square of lanes: blocks beside the diagonal change places, halves first.
-template <typename T, int kStep = kLanes<T> / 2>
-CTXFAST_INLINE void transpose(Vec<T> (&x)[kLanes<T>]) {
-  constexpr int kWidth = kLanes<T>;
-  Mask<T> lower, upper;
-  for (int j = 0; j < kWidth; ++j) {
-    lower[j] = j & kStep ? kWidth + j - kStep : j;
-    upper[j] = j & kStep ? kWidth + j : j + kStep;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    if (i & kStep) continue;
-    const Vec<T> first = x[i], second = x[i + kStep];
-    x[i] = __builtin_shuffle(first, second, lower);
-    x[i + kStep] = __builtin_shuffle(first, second, upper);
-  }
-  if constexpr (kStep > 1) transpose<T, kStep / 2>(x);
-}
-
-// packed[k][j] = x[k * depth_stride + j * stride] for k < depth and j < count; 0 from there to the
-// end of the kPacked vectors of a row.
-template <int kPacked, typename T>
-CTXFAST_INLINE void pack(const T* x, int64_t depth_stride, int64_t stride, int64_t depth,
-                         int64_t count, T* packed) {
-  constexpr int kWidth = kLanes<T>;
-  constexpr int64_t ld = kPacked * kWidth;
-  if (stride == 1) {
-    for (int64_t k = 0; k < depth; ++k)
-#pragma GCC unroll 4
-      for (int v = 0; v < kPacked; ++v)
-        store(packed + k * ld + v * kWidth,
-              load_n(x + k * depth_stride + v * kWidth, count - v * kWidth));
-    return;
-  }
-  for (int v = 0; v < kPacked; ++v)
-    for (int64_t k = 0; k < depth; k += kWidth) {
-      Vec<T> square[kWidth];
-#pragma GCC unroll 16
-      for (int j = 0; j < kWidth; ++j) {
-        const int64_t left = v * kWidth + j < count ? depth - k : 0;
-        square[j] = load_n(x + (v * kWidth + j) * stride + k, left);
-      }
-      transpose<T>(square);
-      T* out = packed + k * ld + v * kWidth;
-#pragma GCC unroll 16
-      for (int j = 0; j < kWidth; ++j)
-        if (j < depth - k) store(out + j * ld, square[j]);
-    }
-}
 
 template <typename T>
 struct Product {
@@ -87,70 +44,104 @@ struct Product {
   static constexpr int kRows = kMostRows < kWidth ? kMostRows : kWidth;
 
   const MatrixProductArgs& args;
-  int64_t first_row, rows;  // of this round
-  T* packed;                // A: [pieces][blocks of kWidth rows][depth of the piece][kWidth]
-  int64_t blocks = ceiling(rows, kWidth);
   // Pieces as equal as possible: how a sum is rounded depends on the depth alone.
   int64_t pieces = ceiling(args.depth, kDepth);
   int64_t piece = ceiling(args.depth, pieces);
+  // The part of B that is packed at a time, and where it goes: [pieces][panels][depth][kColumns].
+  int64_t part_columns = 0, part_pieces = 0;
+  T* packed = nullptr;
 
-  int64_t depth_of(int64_t k) const { return smaller(piece, args.depth - k); }
-  T* block_at(int64_t block, int64_t k) const {
-    return packed + (k * blocks + block * depth_of(k)) * kWidth;
+  int64_t begin_column = 0, begin_depth = 0, end_column = 0, end_depth = 0;  // of this part
+
+  int64_t panels() const { return ceiling(end_column - begin_column, kColumns); }
+  T* panel_at(int64_t panel, int64_t k) const {
+    const int64_t depth = smaller(piece, args.depth - k);
+    return packed + ((k - begin_depth) * panels() + panel * depth) * kColumns;
   }
 
-  void pack_rows(int64_t block) const {
-    const int64_t row = first_row + block * kWidth;
-    const int64_t count = smaller(kWidth, args.rows - row);
-    const T* a = static_cast<const T*>(args.a) + row * args.a_row;
-    double sums[kWidth] = {};
-    for (int64_t k = 0; k < args.depth; k += piece) {
-      T* out = block_at(block, k);
-      pack<1>(a + k * args.a_depth, args.a_depth, args.a_row, depth_of(k), count, out);
-      if (args.row_sums == nullptr) continue;
-      for (int64_t d = 0; d < depth_of(k); ++d)
-        for (int r = 0; r < kWidth; ++r) sums[r] += double(out[d * kWidth + r]);
-    }
-    if (args.row_sums == nullptr) return;
-    for (int64_t r = 0; r < count; ++r) static_cast<T*>(args.row_sums)[row + r] = T(sums[r]);
-  }
-
-  // The columns of one panel in the rows of blocks [first, last).
-  CTXFAST_NOINLINE void multiply_panel(int64_t panel, int64_t first, int64_t last) const {
-    alignas(64) T b[kDepth * kColumns];
-    const T* source = static_cast<const T*>(args.b) + panel * kColumns * args.b_column;
-    const int64_t column = panel * kColumns;
-    const int64_t columns = smaller(kColumns, args.columns - column);
-    for (int64_t k = 0; k < args.depth; k += piece) {
-      const int64_t depth = depth_of(k);
-      pack<kVectors>(source + k * args.b_depth, args.b_depth, args.b_column, depth, columns, b);
-      for (int64_t block = first; block < last; ++block)
-        for (int r = 0; r < kWidth; r += kRows) {
-          const int64_t row = first_row + block * kWidth + r;
-          if (row < args.rows)
-            multiply(block_at(block, k) + r, b, depth, row, column, columns, k == 0);
-        }
+  // Depths [first, last) of a piece that begins at k, of all columns.
+  void pack_depths(int64_t k, int64_t first, int64_t last) const {
+    const T* source = static_cast<const T*>(args.b);
+    for (int64_t panel = 0; panel < panels(); ++panel) {
+      const int64_t column = begin_column + panel * kColumns;
+      pack_vectors<kVectors>(source + first * args.b_depth + column * args.b_column, args.b_depth,
+                             args.b_column, last - first, smaller(kColumns, args.columns - column),
+                             panel_at(panel, k) + (first - k) * kColumns);
     }
   }
 
-  CTXFAST_INLINE void multiply(const T* a, const T* b, int64_t depth, int64_t row, int64_t column,
-                               int64_t columns, bool begins) const {
-    Vec<T> sum[kRows][kVectors];
-    clear_tile<T>(sum);
-    multiply_tile<ScalarArithmetic<T>, kRows, kVectors, true>(a, kWidth, b, kColumns, kWidth, depth,
-                                                              sum);
+  // Rows [first, last) of this part's columns that lie in its panels [from, to).
+  CTXFAST_NOINLINE void multiply_block(int64_t first, int64_t last, int64_t from,
+                                       int64_t to) const {
+    alignas(64) T a[kDepth * kBlockRows];
+    double sums[kBlockRows] = {};
+    const bool summing = args.row_sums != nullptr && begin_column == 0 && from == 0;
+    for (int64_t k = begin_depth; k < end_depth; k += piece) {
+      const int64_t depth = smaller(piece, args.depth - k);
+      pack_block(first, last, k, depth, a);
+      if (summing) add_rows(a, last - first, depth, sums);
+      for (int64_t panel = from; panel < to; ++panel)
+        multiply_panel(a, panel_at(panel, k), depth, first, last, begin_column + panel * kColumns,
+                       k == 0);
+    }
+    if (!summing) return;
+    T* out = static_cast<T*>(args.row_sums);
+    for (int64_t row = first; row < last; ++row)
+      out[row] = T((begin_depth == 0 ? 0 : double(out[row])) + sums[row - first]);
+  }
+
+  // [blocks of kWidth rows][depth][kWidth]
+  CTXFAST_INLINE void pack_block(int64_t first, int64_t last, int64_t k, int64_t depth,
+                                 T* out) const {
+    const T* source = static_cast<const T*>(args.a) + first * args.a_row + k * args.a_depth;
+    for (int64_t row = 0; row < last - first; row += kWidth)
+      pack_vectors<1>(source + row * args.a_row, args.a_depth, args.a_row, depth,
+                      smaller(kWidth, last - first - row), out + row * depth);
+  }
+
+  static CTXFAST_INLINE void add_rows(const T* a, int64_t rows, int64_t depth, double* sums) {
+    for (int64_t row = 0; row < rows; row += kWidth)
+      for (int64_t d = 0; d < depth; ++d)
+        for (int r = 0; r < kWidth; ++r) sums[row + r] += double(a[row * depth + d * kWidth + r]);
+  }
+
+  CTXFAST_INLINE void multiply_panel(const T* a, const T* b, int64_t depth, int64_t first,
+                                     int64_t last, int64_t column, bool begins) const {
+    const int64_t columns = args.columns - column;
+    for (int64_t row = first; row < last; row += kRows) {
+      const int64_t place = row - first;
+      const T* block = a + place / kWidth * depth * kWidth + place % kWidth;
+      if (columns > 2 * kWidth) {
+        multiply<3>(block, b, depth, row, last - row, column, begins);
+      } else if (columns > kWidth) {
+        multiply<2>(block, b, depth, row, last - row, column, begins);
+      } else {
+        multiply<1>(block, b, depth, row, last - row, column, begins);
+      }
+    }
+  }
+
+  template <int kUsed>
+  CTXFAST_INLINE void multiply(const T* a, const T* b, int64_t depth, int64_t row, int64_t count,
+                               int64_t column, bool begins) const {
     T* c = static_cast<T*>(args.c) + row * args.columns + column;
-    const int64_t count = args.rows - row;
-    Vec<T> start[kVectors] = {};
+    const int64_t columns = args.columns - column;
+    for (int r = 0; r < kRows && r < count; ++r)
+      for (int v = 0; v < kUsed; ++v) __builtin_prefetch(c + r * args.columns + v * kWidth, 1);
+    Vec<T> sum[kRows][kUsed];
+    clear_tile<T>(sum);
+    multiply_tile<ScalarArithmetic<T>, kRows, kUsed, true>(a, kWidth, b, kColumns, kWidth, depth,
+                                                           sum);
+    Vec<T> start[kUsed] = {};
     if (begins && args.bias != nullptr)
-      for (int v = 0; v < kVectors; ++v)
+      for (int v = 0; v < kUsed; ++v)
         start[v] =
             load_n(static_cast<const T*>(args.bias) + column + v * kWidth, columns - v * kWidth);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       if (r >= count) break;
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kUsed; ++v) {
         T* out = c + r * args.columns + v * kWidth;
         const int64_t left = columns - v * kWidth;
         store_n(out, sum[r][v] + (begins ? start[v] : load_n(out, left)), left);
@@ -158,36 +149,60 @@ struct Product {
     }
   }
 
-  void run() const {
-    parallel_for(args.threads, blocks, kBlocksPerPiece, [&](int64_t first, int64_t last) {
-      for (int64_t block = first; block < last; ++block) pack_rows(block);
+  void run_part() const {
+    const int64_t slices = ceiling(piece, kPackedDepth);
+    const int64_t count = ceiling(end_depth - begin_depth, piece);
+    parallel_for(args.threads, count * slices, 1, [&](int64_t item, int64_t) {
+      const int64_t k = begin_depth + item / slices * piece;
+      const int64_t first = k + item % slices * kPackedDepth;
+      const int64_t last = smaller(smaller(k + piece, args.depth), first + kPackedDepth);
+      if (first < last) pack_depths(k, first, last);
     });
-    const int64_t panels = ceiling(args.columns, kColumns);
-    const int64_t wanted = ceiling(int64_t(args.threads) * kPiecesPerThread, panels);
-    const int64_t groups = smaller(wanted, blocks);
-    parallel_for(args.threads, panels * groups, 1, [&](int64_t first, int64_t last) {
-      for (int64_t item = first; item < last; ++item) {
-        const int64_t panel = item / groups, group = item % groups;
-        multiply_panel(panel, blocks * group / groups, blocks * (group + 1) / groups);
+    const int64_t wanted = args.threads * kItemsPerThread;
+    const int64_t most = ceiling(args.rows, kFewestRows);
+    int64_t blocks = ceiling(args.rows, kBlockRows);
+    if (blocks < wanted) blocks = smaller(wanted, most);
+    const int64_t rows = ceiling(ceiling(args.rows, blocks), kRows) * kRows;
+    blocks = ceiling(args.rows, rows);
+    int64_t groups = ceiling(panels(), kBlockPanels);
+    if (groups * blocks < wanted) groups = smaller(panels(), ceiling(wanted, blocks));
+    parallel_for(args.threads, blocks * groups, 1, [&](int64_t item, int64_t) {
+      const int64_t row = item / groups * rows, group = item % groups;
+      multiply_block(row, smaller(row + rows, args.rows), panels() * group / groups,
+                     panels() * (group + 1) / groups);
+    });
+  }
+
+  void run() {
+    const int64_t step = part_pieces * piece;
+    for (begin_column = 0; begin_column < args.columns; begin_column = end_column) {
+      end_column = smaller(begin_column + part_columns, args.columns);
+      for (begin_depth = 0; begin_depth < args.depth; begin_depth = end_depth) {
+        end_depth = smaller(begin_depth + step, args.depth);
+        run_part();
       }
-    });
+    }
   }
 };
 
 template <typename T>
 Status run(const MatrixProductArgs& args) {
-  constexpr int64_t kWidth = kLanes<T>;
-  constexpr int64_t kElements = kPackedBytes / int64_t(sizeof(T));
+  using P = Product<T>;
   Status status;
-  const int64_t most =
-      smaller(ceiling(args.rows, kWidth), 1 + kElements / (args.depth * kWidth)) * kWidth;
-  T* packed = static_cast<T*>(thread_scratch(size_t(most * args.depth) * sizeof(T)));
-  if (packed == nullptr) {
+  P product{args};
+  const int64_t most = kPackedBytes / int64_t(sizeof(T)) / (product.piece * P::kColumns);
+  const int64_t panels = ceiling(args.columns, P::kColumns);
+  const int64_t parts = ceiling(panels, most);
+  const int64_t width = ceiling(panels, parts);
+  product.part_columns = width * P::kColumns;
+  product.part_pieces = smaller(product.pieces, most / width);
+  product.packed = static_cast<T*>(thread_scratch(
+      size_t(product.part_columns * product.part_pieces * product.piece * int64_t(sizeof(T)))));
+  if (product.packed == nullptr) {
     status.code = kOutOfMemory;
     return status;
   }
-  for (int64_t row = 0; row < args.rows; row += most)
-    Product<T>{args, row, smaller(most, args.rows - row), packed}.run();
+  product.run();
   return status;
 }
 

@@ -58,13 +58,17 @@ CTXFAST_INLINE void clear_tile(Vec<T> (&sum)[kRows][kColumns]) {
     for (int c = 0; c < kColumns; ++c) sum[r][c] = Vec<T>{};
 }
 
+constexpr int64_t kLineBytes = 64;
+
 // A is [rows, depth] with row stride lda (kTransposed: [depth, rows] with row stride lda). Step k
-// reads vector c of B at b + k * ldb + c * next_column. All in words.
-template <typename Math, int kRows, int kColumns, bool kTransposed = false>
+// reads vector c of B at b + k * ldb + c * next_column. All in words. kAhead: step k also asks for
+// the line k of `ahead`, what will be read next, for the second cache level.
+template <typename Math, int kRows, int kColumns, bool kTransposed = false, bool kAhead = false>
 CTXFAST_INLINE void multiply_tile(const typename Math::Word* a, int64_t lda,
                                   const typename Math::Word* b, int64_t ldb, int64_t next_column,
                                   int64_t depth,
-                                  Vec<typename Math::Accumulator> (&sum)[kRows][kColumns]) {
+                                  Vec<typename Math::Accumulator> (&sum)[kRows][kColumns],
+                                  const char* ahead = nullptr) {
   using T = typename Math::Accumulator;
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> right[kColumns];
@@ -76,6 +80,7 @@ CTXFAST_INLINE void multiply_tile(const typename Math::Word* a, int64_t lda,
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) sum[r][c] = Math::multiply_add(left, right[c], sum[r][c]);
     }
+    if constexpr (kAhead) __builtin_prefetch(ahead + k * kLineBytes, 0, 2);
     a += kTransposed ? lda : 1;
     b += ldb;
   }

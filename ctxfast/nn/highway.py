@@ -38,8 +38,8 @@ class Highway(nn.Module):
         """[..., input_dim] -> [..., input_dim]."""
         x = inputs
         for layer in self._linears():
-            if self._is_relu() and is_fusable(layer):
-                copy = layer.packed_weight([layer], x) if layer.precision is None else None
+            if self._is_relu() and is_fusable(layer) and layer.precision is None:
+                copy = layer.packed_weight([layer], x)
                 packed = None if copy is None else copy.weight
                 x = ops.highway(x, layer.weight, layer.bias, packed=packed)
             else:

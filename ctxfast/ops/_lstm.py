@@ -113,17 +113,25 @@ class Recurrence:
            the type of the input and 0 past a row's end; what the projection read, o * tanh(c) [B, T, H], or None
            where the loop does not leave it; then the gradients of h0 and c0
     product(a [M, K], b [K, N]) -> a @ b in float32 and float64, by default on the library of the platform
+    product_and_sums(a, b) -> the same, and the sums [M] of the rows of a
     """
 
     forward: Callable[..., Kept]
     backward: Callable[..., Gradients]
     product: Callable[[Tensor, Tensor], Tensor] | None = None
+    product_and_sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         """a [M, K] @ b [K, N]"""
         if self.product is None or a.dtype not in (torch.float32, torch.float64):
             return _linear(a, b.t(), None)
         return self.product(a, b)
+
+    def multiply_and_sum(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """a [M, K] @ b [K, N], and the sums [M] of the rows of a"""
+        if self.product_and_sums is None or a.dtype not in (torch.float32, torch.float64):
+            return self.multiply(a, b), a.sum(1)
+        return self.product_and_sums(a, b)
 
 
 def parse(
@@ -241,9 +249,13 @@ def backward(
             -1, features
         )
         found[0].append(recurrence.multiply(rows, d.weight_ih).view(d.input.shape))
-        found[1].append(recurrence.multiply(rows.t(), input))
+        if d.bias is None:
+            dweight, dbias = recurrence.multiply(rows.t(), input), absent
+        else:
+            dweight, dbias = recurrence.multiply_and_sum(rows.t(), input)
+        found[1].append(dweight)
         found[2].append(recurrence.multiply(rows.t(), before))
-        found[3].append(absent if d.bias is None else rows.sum(0))
+        found[3].append(dbias)
         projected = dprojected[k]
         if d.weight_hr is None or projected is None:
             found[4].append(absent)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctxfast.ops._lstm import Direction, Gradients, Kept, Recurrence, Sequences
 from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
-from ctxfast.ops._native_matrix_product import product
+from ctxfast.ops._native_matrix_product import product, product_and_row_sums
 
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
 
@@ -117,6 +117,7 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
     h0, c0 = _dense(sequences.h0), _dense(sequences.c0)
     mask = None if sequences.mask is None else _dense(sequences.mask)
     inputs = [_unit_stride(d.input) for d in directions]
+    weights_ih = [_dense(d.weight_ih) for d in directions]
     biases = [None if d.bias is None else _dense(d.bias) for d in directions]
     packed = [
         d.packed
@@ -141,6 +142,7 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
             *inputs[k].stride()[:2],
             *kept.output.stride()[:2],
             d.reverse,
+            weights_ih[k].data_ptr(),
         )
         for k, d in enumerate(directions)
     ]
@@ -215,4 +217,4 @@ def backward(
     return dgates, dprojected, full, dh0, dc0
 
 
-RECURRENCE = Recurrence(forward, backward, product)
+RECURRENCE = Recurrence(forward, backward, product, product_and_row_sums)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ctxfast.nn import PackedLinear, TransformerEncoderLayer, packed_bytes, set_precision
+from ctxfast.nn import Highway, PackedLinear, TransformerEncoderLayer, packed_bytes, set_precision
 from ctxfast.ops import _dispatch
 
 ERROR = {"bfloat16": 2e-2, "int8": 4e-2}
@@ -35,6 +35,16 @@ def test_output_parameters_and_state(precision: str) -> None:
         assert torch.equal(layer(x, "gelu"), exact)
     for name, value in layer.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_highway(precision: str) -> None:
+    layer, x = Highway(64, 2).eval(), torch.randn(5, 64)
+    with torch.no_grad():
+        exact = layer(x)
+        set_precision(layer, precision)
+        result = layer(x)
+    assert not torch.equal(result, exact) and relative(result, exact) < ERROR[precision]
+    assert packed_bytes(layer) > 0
 
 
 def test_training_runs_on_the_parameters(precision: str) -> None:

@@ -91,11 +91,15 @@ def test_every_instruction_set(name):
         _native.set_isa(before)
 
 
-def test_more_rows_than_are_packed_at_a_time():
-    depth = 700_001
-    a, b = torch.randn(20, depth), torch.randn(depth, 3)
+@pytest.mark.parametrize("shape", [(20, 3, 700_001), (70, 4200, 600), (5, 2100, 20)])
+def test_more_than_is_packed_at_a_time(shape):
+    rows, columns, depth = shape
+    a, b, bias = torch.randn(rows, depth), torch.randn(depth, columns), torch.randn(columns)
     exact = a.double() @ b.double()
-    assert_matches(_native_matrix_product.product(a, b), a @ b, exact)
+    assert_matches(_native_matrix_product.product(a, b, bias), a @ b + bias, exact + bias.double())
+    result, sums = _native_matrix_product.product_and_row_sums(a, b)
+    assert_matches(result, a @ b, exact)
+    assert_matches(sums, a.sum(1), a.double().sum(1), name="row sums")
 
 
 def test_threads_change_no_bit():
