@@ -3,6 +3,9 @@
 A table maps (architecture, dtype, head size) to tiles. The architectures are 80 (A100), 86 and 89 (99 KB of shared
 memory), 90 (Hopper) and 100 (Blackwell); others take the nearest below. Entry 0 is the interpreter. Every variant is
 compiled ahead of time in the tests, and spilled registers or too much shared memory fail there.
+
+The rows were chosen by static analysis for sm_80 and sm_90, fewest spilled registers first, then instructions per
+score and warps that fit a multiprocessor; none has been timed on a GPU yet.
 """
 
 from dataclasses import dataclass
@@ -80,7 +83,21 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
     """dtype: "fp16", "bf16" or "fp32"."""
     if arch == 0:
         return Launch(64, 64, 4, 1)
-    return Launch(128, 64, 4, 2)
+    if dtype == "fp32":
+        return Launch(64, 64, 8, 2 if features.block_d <= 64 else 1)
+    if features.block_d > 128:
+        return Launch(64, 64, 8, 1 if arch in (86, 89) else 2)
+    if (
+        seqlen_q <= 32 and features.block_d <= 64
+    ):  # a tile of 128 would be at least three quarters waste
+        return Launch(32, 64, 4, 2)
+    if seqlen_q <= 64 and features.block_d <= 64:
+        return Launch(64, 64, 4, 2)
+    if arch < 90 or features.reads_tiles:
+        return Launch(128, 64, 8, 2)
+    if features.block_d > 64:
+        return Launch(128, 64 if features.dropout else 128, 8, 2)
+    return Launch(128, 128, 8, 2) if features.dropout else Launch(128, 64, 4, 3)
 
 
 def delta_launch(features: Features) -> Launch:
@@ -88,18 +105,32 @@ def delta_launch(features: Features) -> Launch:
 
 
 def query_launch(arch: int, dtype: str, features: Features) -> Launch:
-    return Launch(64, 64, 4, 1)
+    if arch == 0:
+        return Launch(64, 64, 4, 1)
+    if dtype == "fp32" or features.block_d > 128:
+        return Launch(64, 64, 8, 1)
+    if features.block_d > 64 and (arch < 90 or features.reads_tiles):
+        return Launch(64, 64, 8, 2)
+    return Launch(128, 64, 8, 2)
 
 
 def key_launch(arch: int, dtype: str, features: Features) -> Launch:
-    return Launch(64, 64, 4, 1)
+    if arch == 0:
+        return Launch(64, 64, 4, 1)
+    if dtype == "fp32" or features.block_d > 128:
+        return Launch(64, 64, 8, 1)
+    if features.block_d > 64 or features.reads_tiles:
+        return Launch(64, 64, 8, 2)
+    return Launch(64, 128, 8, 2)
 
 
 def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -> Launch | None:
     """For sequences of at most 128 keys; None where the keys, or the registers, do not allow it."""
     if seqlen_k > 128 or features.block_d > 128:
         return None
-    return Launch(64, 64 if seqlen_k <= 64 else 128, 4, 1)
+    if 0 < arch < 90 and features.block_d > 64:  # thousands of bytes of spilled registers
+        return None
+    return Launch(64, 64 if seqlen_k <= 64 else 128, 4 if arch == 0 or seqlen_k <= 64 else 8, 1)
 
 
 def bias_launch(arch: int, dtype: str, features: Features) -> Launch:

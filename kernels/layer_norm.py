@@ -71,7 +71,7 @@ def load_sum(
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["threshold"])
 def add_layer_norm_fwd(
     input_ptr,
     residual_ptr,

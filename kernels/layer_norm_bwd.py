@@ -26,7 +26,7 @@ def _row_gradients(x, grad, weight, inside, eps, N: tl.constexpr):
     return (g - tl.sum(g, 0) / N - normalised * projection) * rstd, grad * normalised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["threshold", "rows", "rows_per_part", "parts"])
 def add_layer_norm_bwd(
     grad_ptr,
     input_ptr,
@@ -92,7 +92,7 @@ def add_layer_norm_bwd(
     tl.store(partial_ptr + (parts + part) * N + n, dbias, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_per_part", "parts"])
 def embed_layer_norm_bwd(
     grad_ptr,
     ids_ptr,
@@ -137,7 +137,7 @@ def embed_layer_norm_bwd(
     tl.store(partial_ptr + (parts + part) * N + n, dbias, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def column_sum(
     partial_ptr, output_ptr, parts, columns, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr
 ):

@@ -80,7 +80,7 @@ def linear_epilogue_fwd(
     tl.store(output_ptr + i, round_to(result, output_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_per_part"])
 def linear_epilogue_bwd(
     grad_ptr,
     z_ptr,

@@ -18,6 +18,13 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = str(Path(__file__).resolve().parent.parent / "ctxfast") + os.sep
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that were asked for a GPU compile their kernels."""
+    if config.option.markexpr == "gpu":
+        os.environ["TRITON_INTERPRET"] = "0"
+
+
 _EMPTY = ("empty", "empty_like", "empty_strided")
 _NEW_EMPTY = ("new_empty", "new_empty_strided")
 
@@ -25,7 +32,7 @@ _NEW_EMPTY = ("new_empty", "new_empty_strided")
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
     if (
         tensor.is_floating_point()
-        and tensor.device.type == "cpu"
+        and tensor.device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
     ):
         tensor.detach().fill_(float("nan"))
