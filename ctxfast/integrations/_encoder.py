@@ -196,11 +196,13 @@ class _Run:
         keep = bool(self.selected)
         states, attentions = [hidden], []
         fused = self._fused(hidden)
-        native = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen) if fused else None
-        for number, (module, layer) in enumerate(found.layers):
-            if native is not None:
-                hidden, weights = native(fused[number], hidden), None
-            elif isinstance(layer, str):
+        if fused:
+            native = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen)
+            for part in [[layer] for layer in fused] if keep else [fused]:
+                hidden = native.stack(part, hidden)
+                states = [*states, hidden] if keep else [hidden]
+        for module, layer in () if fused else found.layers:
+            if isinstance(layer, str):
                 hidden = self._own_code(module, hidden)
                 weights = None
             else:
@@ -231,7 +233,7 @@ class _Run:
             if call is None:
                 return []
             fused.append(call)
-        return fused
+        return fused if len({call.kind for call in fused}) == 1 else []
 
     def _with_bias(self, hidden: Tensor) -> Plan:
         """The plan with MPNet's bias, a function of distances alone, [1, heads, L, L]."""

@@ -179,6 +179,7 @@ class Layer:
             self.epilogue or "none",
             self.head_count,
             own["attention_head_size"] ** -0.5 if scaling is None else scaling,
+            hidden.dtype,
         )
 
 

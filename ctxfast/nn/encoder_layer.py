@@ -63,19 +63,19 @@ def fuse_layer(
     activation: str,
     heads: int,
     scale: float,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
 ) -> EncoderLayer | None:
     """A layer of states [T, size] as one call; None where its parts must be called.
 
     copies: of query, key and value stacked, the attention output, and the two layers of the feed-forward block
     biases: of the last three;  norms: weight, bias and eps behind the attention and behind the feed-forward block
-    dtype: of the states, by default that of the products
+    dtype: of the states
     """
     if None in copies:
         return None
-    projection, output, up, down = copies
-    assert projection is not None and up is not None
-    inner, dtype = up.plain.shape[0], dtype or projection.compute
+    up = copies[2]
+    assert up is not None
+    inner = up.plain.shape[0]
     shapes = ((3 * size, size), (size, size), (inner, size), (size, inner))
     linears = [
         _packed_weight(copy, bias, *shape, dtype)

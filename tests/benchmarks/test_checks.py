@@ -204,17 +204,17 @@ def test_a_faulty_scale_of_8_bits_is_refused(monkeypatch, fault, which):
     assert outcomes == {"float32": "ok", "bfloat16": "ok", "int8": "refused"}, result
 
 
-def test_uninitialised_row_of_a_layer_that_is_one_call_is_refused(monkeypatch):
+def test_uninitialised_row_of_layers_that_are_one_call_is_refused(monkeypatch):
     """What is timed is checked, too, not only the calls of the parts that the record sees."""
     from ctxfast.nn.encoder_layer import EncoderRun
 
-    real, calls = EncoderRun.__call__, []
+    real, calls = EncoderRun.stack, []
 
-    def unfinished(self, layer, hidden):
+    def unfinished(self, layers, hidden):
         calls.append(1)
-        return uninitialised_row(real(self, layer, hidden))
+        return uninitialised_row(real(self, layers, hidden))
 
-    monkeypatch.setattr(EncoderRun, "__call__", unfinished)
+    monkeypatch.setattr(EncoderRun, "stack", unfinished)
     result = mine(run(find_case("bert-inference", "")))
     if not calls:
         pytest.skip("no native layers here")
