@@ -4,8 +4,11 @@ A table maps (architecture, dtype, head size) to tiles. The architectures are 80
 memory), 90 (Hopper) and 100 (Blackwell); others take the nearest below. Entry 0 is the interpreter. Every variant is
 compiled ahead of time in the tests, and spilled registers or too much shared memory fail there.
 
-The rows were chosen by static analysis for sm_80 and sm_90, fewest spilled registers first, then instructions per
-score and warps that fit a multiprocessor; none has been timed on a GPU yet.
+The rows were chosen by static analysis for every architecture, few spilled registers first, then instructions per
+score and warps that fit a multiprocessor; none has been timed on a GPU yet. At head sizes 64 and 128 in 16 bits, plain,
+packed or with a key mask, spills are left with dropout only: the forward at 128 on sm_80 (40 bytes a thread), and the
+backward in one block on sm_80 (32) and on sm_86 and 89 (24). The rows of calls that read a mask or a bias for every
+score spill up to 952 bytes (sm_80, backward key, head size 64).
 """
 
 from dataclasses import dataclass
@@ -87,9 +90,8 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
         return Launch(64, 64, 8, 2 if features.block_d <= 64 else 1)
     if features.block_d > 128:
         return Launch(64, 64, 8, 1 if arch in (86, 89) else 2)
-    if (
-        seqlen_q <= 32 and features.block_d <= 64
-    ):  # a tile of 128 would be at least three quarters waste
+    # A tile of 128 queries would be at least three quarters waste.
+    if seqlen_q <= 32 and features.block_d <= 64:
         return Launch(32, 64, 4, 2)
     if seqlen_q <= 64 and features.block_d <= 64:
         return Launch(64, 64, 4, 2)
@@ -119,18 +121,24 @@ def key_launch(arch: int, dtype: str, features: Features) -> Launch:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32" or features.block_d > 128:
         return Launch(64, 64, 8, 1)
-    if features.block_d > 64 or features.reads_tiles:
+    if features.reads_tiles or (arch < 90 and features.block_d > 64):
         return Launch(64, 64, 8, 2)
-    return Launch(64, 128, 8, 2)
+    if arch < 90:
+        return Launch(32, 128, 8, 2)
+    return Launch(32, 128, 8, 3) if features.block_d > 64 else Launch(64, 128, 8, 2)
 
 
 def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -> Launch | None:
     """For sequences of at most 128 keys; None where the keys, or the registers, do not allow it."""
     if seqlen_k > 128 or features.block_d > 128:
         return None
-    if 0 < arch < 90 and features.block_d > 64:  # thousands of bytes of spilled registers
+    block_n = 64 if seqlen_k <= 64 else 128
+    if arch == 0:
+        return Launch(64, block_n, 4, 1)
+    # Head size 128 spills everywhere; on sm_100 the three kernels take fewer than half the instructions.
+    if features.block_d > 64 or arch >= 100:
         return None
-    return Launch(64, 64 if seqlen_k <= 64 else 128, 4 if arch == 0 or seqlen_k <= 64 else 8, 1)
+    return Launch(32, block_n, 4 if block_n == 64 else 8, 1)
 
 
 def bias_launch(arch: int, dtype: str, features: Features) -> Launch:

