@@ -124,14 +124,13 @@ def in_window(queries, keys, left, right):
     return (offset <= right) & (offset >= -left)
 
 
-@triton.jit
-def natural_unit(dtype: tl.constexpr, BIAS: tl.constexpr):
+@triton.constexpr_function
+def natural_unit(dtype, BIAS):
     """Whether exponents are taken of natural scores, exp2((score - shift) * log2(e)): one instruction more.
 
     A bias near the smallest float32 would overflow in base 2, and float32 results would feel lse rounded in base 2.
     """
-    NATURAL: tl.constexpr = (BIAS != 0) or (dtype == tl.float32)
-    return NATURAL
+    return BIAS != 0 or dtype == tl.float32
 
 
 @triton.jit
