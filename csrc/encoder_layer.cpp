@@ -39,36 +39,32 @@ struct Run {
   Status linear(int which, const void* input, Dtype input_dtype, int64_t depth, void* output,
                 Dtype output_dtype, int64_t columns, Activation activation = kNone) const {
     const EncoderLinear& weight = layer.linears[which];
-    if (weight.scales == nullptr) {
-      LinearArgs call = {};
-      call.dtype = input_dtype;
+    const auto fill = [&](auto& call) {
       call.input = input;
       call.input_stride = depth;
-      call.panels = weight.panels;
-      call.bias = weight.bias;
       call.output = output;
       call.rows = args.rows;
       call.depth = depth;
       call.columns = columns;
       call.activation = activation;
       call.threads = args.threads;
+    };
+    if (weight.scales == nullptr) {
+      LinearArgs call = {};
+      fill(call);
+      call.dtype = input_dtype;
+      call.panels = weight.panels;
+      call.bias = weight.bias;
       return kernels().linear(call);
     }
     LinearInt8Args call = {};
+    fill(call);
     call.input_dtype = input_dtype;
     call.output_dtype = output_dtype;
-    call.input = input;
-    call.input_stride = depth;
     call.panels = static_cast<const int8_t*>(weight.panels);
     call.scales = weight.scales;
     call.sums = weight.sums;
     call.bias = static_cast<const float*>(weight.bias);
-    call.output = output;
-    call.rows = args.rows;
-    call.depth = depth;
-    call.columns = columns;
-    call.activation = activation;
-    call.threads = args.threads;
     return kernels().linear_int8(call);
   }
 

@@ -19,6 +19,7 @@ from ctxfast import ops
 from ctxfast.bert.attention_plan import AttentionPlan
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, BertConfig
 from ctxfast.bert.selection import Selection
+from ctxfast.nn.certificate import Snapshot
 from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves, fuse_layer
 from ctxfast.nn.fusion import is_stock
 from ctxfast.nn.packed_copy import PackedCopy
@@ -35,7 +36,6 @@ from ctxfast.nn.packed_linear import (
     stacked_linear,
     takes_any_rows,
 )
-from ctxfast.nn.snapshot import Snapshot
 
 
 def submodules(module: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from ctxfast.integrations._embeddings import Embeddings
 from ctxfast.integrations._families import Family, family_of, submodule
 from ctxfast.integrations._layer import Layer
 from ctxfast.integrations._stock import (
-    Certificate,
     NotStock,
     is_adapter,
     require_class,
@@ -19,6 +18,7 @@ from ctxfast.integrations._stock import (
     require_plain,
 )
 from ctxfast.integrations._swap import State
+from ctxfast.nn.certificate import Certificate
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,20 @@
 """Whether a module may be computed without being called: it does what its stock class does and no more.
 
 What a thorough inspection finds is kept with a `Certificate` of everything it looked at, which is compared at every
-call: the same modules of the same classes with the same parameters in the same places, the same hooks, the same
-forwards of instances. The comparison runs through C loops, so that it costs a small part of the shortest forward.
+call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, repeat
-from operator import is_
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from ctxfast.nn.certificate import HOOKS
+
 _TORCH_CLASSES = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList)
 # Adapters that act on each token alone: they are called, on packed tokens, inside a fused layer.
 _ADAPTERS = (("peft.tuners.lora.layer", "Linear"),)
@@ -60,7 +58,7 @@ def _observes(hook: Any) -> bool:
 
 def require_plain(name: str, module: nn.Module) -> None:
     """Raises NotStock unless a call of `module` runs the forward of its class and nothing else."""
-    for kind in _HOOKS:
+    for kind in HOOKS:
         for hook in getattr(module, kind).values():
             if not (kind == "_forward_hooks" and _observes(hook)):
                 raise NotStock(
@@ -103,49 +101,6 @@ def parameter_of(module: nn.Module, name: str) -> Any:
     """module.weight or module.bias, at a tenth of the time where it is a plain parameter."""
     parameters = module._parameters
     return parameters[name] if name in parameters else getattr(module, name)
-
-
-class Certificate:
-    """What was observed of some modules. Conclusions drawn from it are good for as long as `holds()`."""
-
-    __slots__ = (
-        "_classes",
-        "_contents",
-        "_dictionaries",
-        "_empty",
-        "_forwards",
-        "_hooks",
-        "_modules",
-        "_own",
-    )
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._modules = tuple(dict.fromkeys(modules))
-        self._classes = tuple(map(type, self._modules))
-        self._own = tuple(module.__dict__ for module in self._modules)
-        self._forwards = tuple(map(dict.get, self._own, repeat("forward")))
-        hooks = [getattr(module, kind) for module in self._modules for kind in _HOOKS]
-        self._empty = tuple(found for found in hooks if not found)
-        self._hooks = tuple((found, tuple(found)) for found in hooks if found)
-        held = [d for module in self._modules for d in (module._modules, module._parameters)]
-        self._dictionaries = tuple(held)
-        self._contents = tuple(_values(held))
-
-    def holds(self) -> bool:
-        """Whether everything is as it was."""
-        contents = tuple(_values(self._dictionaries))
-        return (
-            not any(self._empty)
-            and all(map(is_, map(type, self._modules), self._classes))
-            and all(map(is_, map(dict.get, self._own, repeat("forward")), self._forwards))
-            and len(contents) == len(self._contents)
-            and all(map(is_, contents, self._contents))
-            and all(tuple(found) == keys for found, keys in self._hooks)
-        )
-
-
-def _values(dictionaries: Iterable[dict[str, Any]]) -> Iterator[Any]:
-    return chain.from_iterable(map(dict.values, dictionaries))
 
 
 def untraceable() -> str | None:

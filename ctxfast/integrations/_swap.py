@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ctxfast.integrations._families import family_of
-from ctxfast.integrations._stock import Certificate
 from ctxfast.integrations._weights import PackedWeights
+from ctxfast.nn.certificate import Certificate
 
 STATE = "_ctxfast"
 

@@ -99,13 +99,12 @@ class PackedWeights:
         copy = None
         if not module.training or torch.is_grad_enabled():
             copy = self._holder(module).packed_parameters((weight,), (bias,), input)
-        if copy is not None and self.precision is not None:
+        if copy is not None:
             return copy.linear(input, bias, activation, dtype)
         if not torch.is_autocast_enabled(input.device.type):
-            weight = weight.to(input.dtype) if copy is None else copy.plain
+            weight = weight.to(input.dtype)
             bias = None if bias is None else bias.to(input.dtype)
-        packed = None if copy is None else copy.weight
-        output = ops.linear(input, weight, bias, activation=activation, packed=packed)
+        output = ops.linear(input, weight, bias, activation=activation)
         return output if self.precision is None else output.to(dtype)
 
     def stacked(
@@ -119,6 +118,6 @@ class PackedWeights:
             biases = [parameter_of(module, "bias") for module in modules]
             copy = self._holder(owner).packed_parameters(weights, biases, input)
             if copy is not None:
-                output = copy.linear(input, copy.bias, None, dtype)
+                output = copy.linear(input, None, None, dtype)
                 return output.view(*output.shape[:-1], len(modules), -1).unbind(-2)
         return tuple(self.linear(module, input, None, dtype) for module in modules)

@@ -46,6 +46,7 @@ class Fingerprint:
             and self.values == self.sample.tobytes()
             and self.dtype == parameter.dtype
             and self.shape == parameter.shape
+            and parameter.is_contiguous()
         )
 
 

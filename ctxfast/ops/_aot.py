@@ -12,10 +12,13 @@ the interpreter off.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,3 +140,22 @@ def inner_loops(assembly: str) -> list[Counter[str]]:
 
 def _opcode(text: str) -> str:
     return re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0]
+
+
+def write_rows(
+    rows: Iterable[dict[str, Any]],
+    columns: dict[str, str],
+    head: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Prints each row when it is done: a JSON object a line, or under `head` a Markdown table of the named columns."""
+    if triton.knobs.runtime.interpret:
+        sys.exit("TRITON_INTERPRET must be off")
+    if not as_json:
+        print(head)
+        print("| " + " | ".join(columns.values()) + " |")
+        print("|" + "---|" * len(columns))
+    for row in rows:
+        cells = " | ".join(str(row[name]) for name in columns)
+        print(json.dumps(row) if as_json else f"| {cells} |", flush=True)

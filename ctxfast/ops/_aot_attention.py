@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +22,7 @@ from ctxfast.kernels.attention_bwd_bias import attention_bwd_bias
 from ctxfast.kernels.attention_bwd_key import attention_bwd_key
 from ctxfast.kernels.attention_bwd_query import attention_bwd_delta, attention_bwd_query
 from ctxfast.kernels.attention_tables import GRANULE, Features, Launch
-from ctxfast.ops._aot import Resources, compile_kernel
+from ctxfast.ops._aot import Resources, compile_kernel, write_rows
 
 KERNELS = {
     "forward": attention_fwd,
@@ -228,6 +226,7 @@ def record(variant: Variant) -> dict[str, Any]:
         "features": describe(variant.features),
         "length": variant.length,
         "dropout": variant.features.dropout,
+        "tile": f"{launch.block_m} x {launch.block_n}",
         **dataclasses.asdict(launch),
         "registers": resources.registers,
         "stack": resources.stack,
@@ -269,25 +268,15 @@ def main() -> None:
     size.add_argument("--quick", action="store_true", help="few variants, in seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
-    if triton.knobs.runtime.interpret:
-        sys.exit("_aot_attention: TRITON_INTERPRET must be off")
-    if not arguments.json:
-        print("# Attention kernels, compiled ahead of time\n")
-        print(
-            f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention`. No GPU took part."
-        )
-        print(
-            "Instructions per score: one step of the loop without masks, per thread, over its scores.\n"
-        )
-        print("| " + " | ".join(_COLUMNS.values()) + " |")
-        print("|" + "---|" * len(_COLUMNS))
-    for variant in everything() if arguments.full else quick() if arguments.quick else subset():
-        row = record(variant)
-        row["tile"] = f"{row['block_m']} x {row['block_n']}"
-        if arguments.json:
-            print(json.dumps(row), flush=True)
-        else:
-            print("| " + " | ".join(str(row[name]) for name in _COLUMNS) + " |", flush=True)
+    variants = everything() if arguments.full else quick() if arguments.quick else subset()
+    write_rows(
+        (record(variant) for variant in variants),
+        _COLUMNS,
+        "# Attention kernels, compiled ahead of time\n\n"
+        f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention`. No GPU took part.\n\n"
+        "Instructions per score: one step of the loop without masks, per thread, over its scores.\n",
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":

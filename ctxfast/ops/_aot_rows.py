@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +22,7 @@ from ctxfast.ops import (
     _triton_layer_norm_backward,
     _triton_linear,
 )
-from ctxfast.ops._aot import Resources, compile_kernel
+from ctxfast.ops._aot import Resources, compile_kernel, write_rows
 from ctxfast.ops._triton_layer_norm import norm_block, norm_warps
 
 ARCHITECTURES = (80, 90, 100)
@@ -219,24 +217,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--quick", action="store_true", help="each kernel once an architecture")
     arguments = parser.parse_args()
-    as_json = arguments.json
-    if triton.knobs.runtime.interpret:
-        sys.exit("_aot_rows: TRITON_INTERPRET must be off")
-    if not as_json:
-        print("# Kernels on rows, compiled ahead of time\n")
-        print(f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_rows`. No GPU took part.")
-        print("Stack: bytes a thread; spilled registers would show there.\n")
-        print("| " + " | ".join(_COLUMNS.values()) + " |")
-        print("|" + "---|" * len(_COLUMNS))
-    for variant in one_each() if arguments.quick else variants():
-        for arch in ARCHITECTURES:
-            row = record(variant, arch)
-            line = (
-                json.dumps(row)
-                if as_json
-                else "| " + " | ".join(str(row[n]) for n in _COLUMNS) + " |"
-            )
-            print(line, flush=True)
+    chosen = one_each() if arguments.quick else variants()
+    write_rows(
+        (record(variant, arch) for variant in chosen for arch in ARCHITECTURES),
+        _COLUMNS,
+        "# Kernels on rows, compiled ahead of time\n\n"
+        f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_rows`. No GPU took part.\n"
+        "Stack: bytes a thread; spilled registers would show there.\n",
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":

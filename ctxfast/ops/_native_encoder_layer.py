@@ -109,12 +109,10 @@ class EncoderRun:
         self._batch = (cu_seqlens.shape[0] - 1, max_seqlen, torch.get_num_threads())
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
-    def __call__(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
-        """[T, N] -> [T, N], for which `encoder_layer_serves`; errors as `ops.attention_varlen`."""
-        return self.stack((layer,), hidden)
-
     def stack(self, layers: Sequence[EncoderLayer], hidden: Tensor) -> Tensor:
-        """The same of several layers of one kind, one after the other."""
+        """[T, N] -> [T, N] through one or more layers of one kind, for which `encoder_layer_serves`; errors as
+        `ops.attention_varlen`.
+        """
         hidden = _aligned(hidden.contiguous())
         rows = hidden.shape[0]
         natives = [layer.native for layer in layers]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.bert import BertConfig, BertForSequenceClassification, BertModel
+from ctxfast.bert.encoder import BertIntermediate
 from ctxfast.nn import refresh, set_packing, set_precision
 from ctxfast.ops import _dispatch, _native
 from ctxfast.ops._native_encoder_layer import EncoderLayer, EncoderRun
@@ -137,7 +138,15 @@ def drop(bert: BertModel) -> None:
     bert.encoder.layer[1].attention.output.dropout.train()
 
 
-@pytest.mark.parametrize("change", [hook, hook_a_layer, wrap, patch, drop])
+def other_class(bert: BertModel) -> None:
+    class Louder(BertIntermediate):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden) * 2
+
+    bert.encoder.layer[1].intermediate.__class__ = Louder
+
+
+@pytest.mark.parametrize("change", [hook, hook_a_layer, wrap, patch, drop, other_class])
 def test_what_somebody_put_into_a_layer_is_called(
     calls: list[EncoderLayer], change: Callable[[BertModel], None]
 ) -> None:
@@ -235,6 +244,10 @@ def written_unseen(bert: BertModel) -> None:
     bert.encoder.layer[1].intermediate.dense.weight.data.mul_(3)
 
 
+def written_between_the_samples(bert: BertModel) -> None:
+    bert.encoder.layer[1].intermediate.dense.weight[:, 5].add_(30.0)
+
+
 def loaded(bert: BertModel) -> None:
     bert.load_state_dict({name: value * 1.5 for name, value in bert.state_dict().items()})
 
@@ -250,6 +263,7 @@ def loaded(bert: BertModel) -> None:
         other_attribute,
         written_in_place,
         written_unseen,
+        written_between_the_samples,
         loaded,
     ],
 )
@@ -269,6 +283,31 @@ def test_a_change_is_seen_by_the_next_call(
         assert (after - before).abs().max() > 0.01
         refresh(bert)
         assert torch.equal(bert(*inputs).last_hidden_state, after)
+
+
+def test_a_weight_turned_where_it_lies_is_seen(calls: list[EncoderLayer]) -> None:
+    """Its address, shape, version and values in memory stay. What is not contiguous runs by its parts."""
+    bert = model()
+    inputs = batch(9, 4)
+    with torch.no_grad():
+        before = bert(*inputs).last_hidden_state
+        weight = bert.encoder.layer[1].attention.output.dense.weight
+        weight.data = weight.data.t()
+        after = bert(*inputs).last_hidden_state
+        with ops.use_backend("reference"):
+            expected = bert(*inputs).last_hidden_state
+    assert len(calls) == 3
+    assert (after - before).abs().max() > 0.01 and (after - expected).abs().max() < 1e-4
+
+
+def test_a_bias_cut_where_it_lies_is_not_read_beyond_its_end() -> None:
+    bert = model()
+    with torch.no_grad():
+        bert(*batch(9, 4))
+        bias = bert.encoder.layer[1].output.dense.bias
+        bias.data = bias.data[:10]
+        with pytest.raises(ValueError, match=r"bias must be \[36\], got .*10"):
+            bert(*batch(9, 4))
 
 
 def test_copies_of_the_model_run_their_own_layers(calls: list[EncoderLayer]) -> None:
