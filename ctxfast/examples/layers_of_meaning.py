@@ -182,6 +182,7 @@ def draw(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.collections import PathCollection
 
     shown = sorted({0, len(layers) // 2, len(layers) - 1})
     figure, axes = pyplot.subplots(1, len(shown) + 1, figsize=(4 * len(shown) + 4, 4.2))
@@ -210,17 +211,16 @@ def draw(
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     for axis, place in ((axes[0], 0.02), (axes[-1], 0.98)):
         lines, names = axis.get_legend_handles_labels()
-        anchor = f"lower {'left' if place < 0.5 else 'right'}"
         legend = figure.legend(
             lines,
             names,
-            loc=anchor,
+            loc="lower left" if place < 0.5 else "lower right",
             bbox_to_anchor=(place, 0.0),
             ncols=min(4, len(names)),
             fontsize=8,
         )
         for handle in legend.legend_handles:
-            if hasattr(handle, "set_sizes"):
+            if isinstance(handle, PathCollection):
                 handle.set_sizes([24])
     figure.savefig(path, dpi=110)
 
