@@ -1,5 +1,5 @@
 // The products of attention on top of multiply_tile. Each struct is the body of for_each_tile:
-// at(row, vector) moves it to a tile, run<rows, columns>() computes the tile.
+// run<rows, columns>(row, vector) computes the tile that begins there.
 #pragma once
 
 #include "cpu/attention_pack.h"
@@ -25,27 +25,22 @@ struct ScoreTile {
   T* scores;
   int64_t score_stride;
 
-  ScoreTile at(int64_t r, int64_t c) const {
-    ScoreTile tile = *this;
-    tile.rows += r * row_stride;
-    tile.keys += c * kLanes<T> * words;
-    tile.scores += r * score_stride + c * kLanes<T>;
-    return tile;
-  }
-
   template <int kRows, int kColumns>
-  CTXFAST_NOINLINE void run() const {
+  CTXFAST_NOINLINE void run(int64_t row, int64_t vector) const {
     const int64_t step = Math::kPack == 1 ? part : words;
+    const WordOf<Storage>* left = rows + row * row_stride;
+    const WordOf<Storage>* right = keys + vector * kLanes<T> * words;
+    T* result = scores + row * score_stride + vector * kLanes<T>;
     for (int64_t k = 0; k < words; k += step) {
       Vec<T> sum[kRows][kColumns];
       clear_tile<T>(sum);
-      multiply_tile<Math, kRows, kColumns>(rows + k, row_stride, keys + k * kLanes<T>, kLanes<T>,
+      multiply_tile<Math, kRows, kColumns>(left + k, row_stride, right + k * kLanes<T>, kLanes<T>,
                                            words * kLanes<T>, smaller(step, words - k), sum);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < kColumns; ++c) {
-          T* to = scores + r * score_stride + c * kLanes<T>;
+          T* to = result + r * score_stride + c * kLanes<T>;
           store(to, k == 0 ? sum[r][c] : load(to) + sum[r][c]);
         }
     }
@@ -75,20 +70,10 @@ struct ValueTile {
   Storage* output;
   int64_t output_stride, columns;  // of the output that are left
 
-  ValueTile at(int64_t r, int64_t c) const {
-    ValueTile tile = *this;
-    tile.weights += r * weight_stride;
-    tile.values += c * kLanes<T>;
-    tile.state += r * width + c * kLanes<T>;
-    if (rescale != nullptr) tile.rescale += r;
-    if (factor != nullptr) tile.factor += r;
-    tile.output += r * output_stride + c * kLanes<T>;
-    tile.columns -= c * kLanes<T>;
-    return tile;
-  }
-
   template <int kRows, int kColumns>
-  CTXFAST_NOINLINE void run() const {
+  CTXFAST_NOINLINE void run(int64_t row, int64_t vector) const {
+    const int64_t column = vector * kLanes<T>;
+    T* kept = state + row * width + column;
     Vec<T> sum[kRows][kColumns];
     clear_tile<T>(sum);
     if (rescale != nullptr)
@@ -96,17 +81,19 @@ struct ValueTile {
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < kColumns; ++c)
-          sum[r][c] = load(state + r * width + c * kLanes<T>) * rescale[r];
-    multiply_tile<Math, kRows, kColumns>(weights, weight_stride, values, value_stride, kLanes<T>,
-                                         depth, sum);
+          sum[r][c] = load(kept + r * width + c * kLanes<T>) * rescale[row + r];
+    multiply_tile<Math, kRows, kColumns>(weights + row * weight_stride, weight_stride,
+                                         values + column, value_stride, kLanes<T>, depth, sum);
+    Storage* to = output + row * output_stride + column;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) {
         if (factor == nullptr) {
-          store(state + r * width + c * kLanes<T>, sum[r][c]);
+          store(kept + r * width + c * kLanes<T>, sum[r][c]);
         } else {
-          store_columns<kColumns>(output + r * output_stride, c, sum[r][c] * factor[r], columns);
+          store_columns<kColumns>(to + r * output_stride, c, sum[r][c] * factor[row + r],
+                                  columns - column);
         }
       }
   }
@@ -129,36 +116,30 @@ struct AccumulateTile {
   Storage* output;  // or nullptr
   int64_t output_stride, columns;
 
-  AccumulateTile at(int64_t r, int64_t c) const {
-    AccumulateTile tile = *this;
-    tile.left += kTransposed ? r : r * left_stride;
-    tile.right += c * kLanes<T>;
-    tile.total += r * width + c * kLanes<T>;
-    if (output != nullptr) tile.output += r * output_stride + c * kLanes<T>;
-    tile.columns -= c * kLanes<T>;
-    return tile;
-  }
-
   template <int kRows, int kColumns>
-  CTXFAST_NOINLINE void run() const {
+  CTXFAST_NOINLINE void run(int64_t row, int64_t vector) const {
+    const int64_t column = vector * kLanes<T>;
+    T* collected = total + row * width + column;
     Vec<T> sum[kRows][kColumns];
     clear_tile<T>(sum);
-    multiply_tile<Math, kRows, kColumns, kTransposed>(left, left_stride, right, width, kLanes<T>,
-                                                      depth, sum);
+    multiply_tile<Math, kRows, kColumns, kTransposed>(
+        left + (kTransposed ? row : row * left_stride), left_stride, right + column, width,
+        kLanes<T>, depth, sum);
     if (!starts)
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < kColumns; ++c)
-          sum[r][c] = load(total + r * width + c * kLanes<T>) + sum[r][c];
+          sum[r][c] = load(collected + r * width + c * kLanes<T>) + sum[r][c];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) {
         if (output == nullptr)
-          store(total + r * width + c * kLanes<T>, sum[r][c]);
+          store(collected + r * width + c * kLanes<T>, sum[r][c]);
         else
-          store_columns<kColumns>(output + r * output_stride, c, sum[r][c] * scale, columns);
+          store_columns<kColumns>(output + (row + r) * output_stride + column, c, sum[r][c] * scale,
+                                  columns - column);
       }
   }
 };

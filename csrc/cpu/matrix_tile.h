@@ -86,34 +86,34 @@ CTXFAST_INLINE void multiply_tile(const typename Math::Word* a, int64_t lda,
   }
 }
 
-// Calls body.template run<rows, columns>() with the two counts as constants, 1 .. kTileRows and 1
-// .. kTileColumns.
-template <int kColumns, typename Body>
-CTXFAST_INLINE void with_rows(int rows, Body& body) {
+// Calls body.template run<rows, columns>(place...) with the two counts as constants, 1 .. kTileRows
+// and 1 .. kTileColumns.
+template <int kColumns, typename Body, typename... Place>
+CTXFAST_INLINE void with_rows(int rows, Body& body, Place... place) {
   switch (rows) {
     case 1:
-      return body.template run<1, kColumns>();
+      return body.template run<1, kColumns>(place...);
     case 2:
-      return body.template run<2, kColumns>();
+      return body.template run<2, kColumns>(place...);
     case 3:
-      return body.template run<3, kColumns>();
+      return body.template run<3, kColumns>(place...);
     case 4:
-      return body.template run<4, kColumns>();
+      return body.template run<4, kColumns>(place...);
     case 5:
-      return body.template run<5, kColumns>();
+      return body.template run<5, kColumns>(place...);
     default:
-      return body.template run<6, kColumns>();
+      return body.template run<6, kColumns>(place...);
   }
 }
 
-template <typename Body>
-CTXFAST_INLINE void with_tile(int rows, int columns, Body& body) {
+template <typename Body, typename... Place>
+CTXFAST_INLINE void with_tile(int rows, int columns, Body& body, Place... place) {
 #if defined(CTXFAST_AVX512)
-  if (columns == 4) return with_rows<4>(rows, body);
-  if (columns == 3) return with_rows<3>(rows, body);
+  if (columns == 4) return with_rows<4>(rows, body, place...);
+  if (columns == 3) return with_rows<3>(rows, body, place...);
 #endif
-  if (columns == 2) return with_rows<2>(rows, body);
-  return with_rows<1>(rows, body);
+  if (columns == 2) return with_rows<2>(rows, body, place...);
+  return with_rows<1>(rows, body, place...);
 }
 
 // How many rows the next tile takes so that the tiles of `left` rows are as equal as possible.
@@ -122,16 +122,15 @@ CTXFAST_INLINE int next_rows(int64_t left) {
   return int((left + tiles - 1) / tiles);
 }
 
-// Runs body.at(row, vector) on tiles that cover `rows` rows and `vectors` vectors, the rows of a
-// few columns first.
+// Calls body.template run<rows, columns>(row, vector) for tiles that cover `rows` rows and
+// `vectors` vectors, the rows of a few columns first.
 template <typename Body>
 CTXFAST_INLINE void for_each_tile(int64_t rows, int64_t vectors, const Body& body) {
   for (int64_t c = 0; c < vectors; c += kTileColumns) {
     const int columns = vectors - c < kTileColumns ? int(vectors - c) : kTileColumns;
     for (int64_t r = 0; r < rows;) {
       const int step = next_rows(rows - r);
-      Body tile = body.at(r, c);
-      with_tile(step, columns, tile);
+      with_tile(step, columns, body, r, c);
       r += step;
     }
   }
