@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ctxfast.integrations._embeddings import call_embeddings
 from ctxfast.integrations._inspection import Inspection, inspection_of
 from ctxfast.integrations._plan import Plan, contiguous, layout, row_count
+from ctxfast.integrations._stack import stack_of
 from ctxfast.integrations._stock import global_hooks, untraceable
 from ctxfast.integrations._swap import State, call_arguments, state_of, stock_forward
-from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves
+from ctxfast.nn.encoder_layer import EncoderRun
 
 # Arguments under which the stock forward runs: caches, cross attention, sequences packed by the caller.
 _STOCK_ARGUMENTS = (
@@ -195,7 +196,7 @@ class _Run:
             plan = self.plan = self._with_bias(hidden)
         keep = bool(self.selected)
         states, attentions = [hidden], []
-        fused = self._fused(hidden)
+        fused = stack_of(state, found, hidden, plan)
         if fused:
             native = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen)
             for part in [[layer] for layer in fused] if keep else [fused]:
@@ -218,22 +219,6 @@ class _Run:
             if weights is not None:
                 attentions.append(weights.to(self.dtype))
         return states, attentions
-
-    def _fused(self, hidden: Tensor) -> list[EncoderLayer]:
-        """All layers as native calls, or nothing where one of them has to be called by its parts."""
-        plan, fused = self.plan, list[EncoderLayer]()
-        if plan.padded or plan.bias is not None:
-            return []
-        for _, layer in self.found.layers:
-            if isinstance(layer, str):
-                return []
-            if not fused and not encoder_layer_serves(hidden, layer.head_count):
-                return []
-            call = layer.fused(hidden, self.state.weights)
-            if call is None:
-                return []
-            fused.append(call)
-        return fused if len({call.kind for call in fused}) == 1 else []
 
     def _with_bias(self, hidden: Tensor) -> Plan:
         """The plan with MPNet's bias, a function of distances alone, [1, heads, L, L]."""
