@@ -33,20 +33,15 @@ def stack_of(state: State, found: Inspection, hidden: Tensor, plan: Plan) -> lis
 
     found: the inspection of the model, of which it is known that it still holds
     """
-    if torch.is_grad_enabled():
-        state.stack = None
+    stack = state.stack
+    if torch.is_grad_enabled() or (stack is not None and stack.found is not found):
+        state.stack = stack = None
     if plan.padded or plan.bias is not None or not found.fused or not found.layers:
         return []
     heads = found.layers[0][1].head_count  # type: ignore[union-attr]
     if not (encoder_layer_serves(hidden, heads) and packed_copies_serve(hidden)):
         return []
-    stack = state.stack
-    if (
-        stack is None
-        or stack.found is not found
-        or stack.dtype != hidden.dtype
-        or not stack.snapshot.contents_hold()
-    ):
+    if stack is None or stack.dtype != hidden.dtype or not stack.snapshot.contents_hold():
         state.stack = stack = _make(state, found, hidden)
     return [] if stack is None else stack.layers
 
