@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS
+from ctxfast.bert.selection import Selection
 from ctxfast.integrations._families import Family, submodule
 from ctxfast.integrations._plan import Plan
 from ctxfast.integrations._stock import (
@@ -121,16 +123,26 @@ class Layer:
         )
 
     def __call__(
-        self, hidden: Tensor, plan: Plan, weights: PackedWeights
+        self,
+        hidden: Tensor,
+        plan: Plan,
+        weights: PackedWeights,
+        selection: Selection | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[T, H] -> [T, H], and the attention weights where the plan asks for them."""
+        """[T, H] -> [T, H], and the attention weights where the plan asks for them.
+
+        selection: first tokens that alone are computed, on keys and values of all: [R, H]
+        """
         own = self.attention.__dict__
         p = self.attention_dropout.__dict__["p"] if self.sampler.training else 0.0
-        shape = (plan.rows, own[self.heads], own["attention_head_size"])
+        shape = (-1, own[self.heads], own["attention_head_size"])
         inner_dtype = weights.inner_dtype(self.attention, hidden)
-        projected = weights.stacked(self.attention, self.projections, hidden, inner_dtype)
+        projected = self._project(hidden, weights, inner_dtype, selection)
         query, key, value = (x.view(shape) for x in projected)
-        context, probabilities = plan.attend(query, key, value, p, own.get("scaling"))
+        queries = None if selection is None else selection.batch
+        context, probabilities = plan.attend(query, key, value, p, own.get("scaling"), queries)
+        if selection is not None:
+            hidden, plan = selection.take(hidden), Plan(selection.batch, len(selection.index))
         context = context.reshape(plan.rows, -1)
         attended = _add_and_normalise(
             self.attention_norm,
@@ -147,6 +159,20 @@ class Layer:
             _add_and_normalise(self.output_norm, self.output_dropout, output, attended, plan),
             probabilities,
         )
+
+    def _project(
+        self,
+        hidden: Tensor,
+        weights: PackedWeights,
+        dtype: torch.dtype,
+        selection: Selection | None,
+    ) -> tuple[Tensor, ...]:
+        """Query, of the selection where there is one, key and value."""
+        if selection is not None and torch.is_grad_enabled():
+            chosen = weights.linear(self.projections[0], selection.take(hidden), None, dtype)
+            return chosen, *weights.stacked(self.attention, self.projections[1:], hidden, dtype)
+        query, key, value = weights.stacked(self.attention, self.projections, hidden, dtype)
+        return query if selection is None else selection.take(query), key, value
 
     @property
     def head_count(self) -> int:
