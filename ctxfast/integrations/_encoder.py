@@ -237,7 +237,7 @@ class _Run:
         least = _ROWS_WORTH_PARTS if fused else 1
         return (
             plan.batch.total - plan.batch.batch_size >= least
-            and not (self.selected or plan.padded or plan.bias is not None)
+            and not (self.selected or plan.padded)
             and first_tokens_suffice(self.model)
         )
 

@@ -18,7 +18,7 @@ from ctxfast.integrations._families import family_of, submodule
 from ctxfast.integrations._stock import NotStock, require_class, require_plain
 
 # By head, the module that is given the whole last hidden state: its path and class. None: the first column alone leaves
-# the code of the encoder and the head.
+# the code of the encoder and the head. MPNet's relative bias takes queries of all rows.
 _READERS: dict[str, tuple[str, str] | None] = {
     "BertForSequenceClassification": ("bert.pooler", "BertPooler"),
     "RobertaForSequenceClassification": ("classifier", "RobertaClassificationHead"),

@@ -74,7 +74,11 @@ def test_inference(
 ) -> None:
     if options == "int8" and (reason := int8_unavailable_reason()):
         pytest.skip(reason)
-    chosen = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}
+    chosen = {
+        "float32": {},
+        "bfloat16": {"dtype": torch.bfloat16},
+        "int8": {"quantization": "int8"},
+    }
     model = ctxfast.accelerate(build(family, HEAD), **chosen[options])
     with torch.no_grad():
         whole = model(**call()).logits
@@ -268,6 +272,16 @@ def test_another_encoder_within_the_head(selections: list[Selection]) -> None:
     ours = ctxfast.accelerate(twin(theirs))
     close(ours(**call("ones")).logits, theirs(**call("ones")).logits)
     assert len(selections) == 1
+
+
+def test_other_heads_and_an_encoder_without_layers(selections: list[Selection]) -> None:
+    choices = ctxfast.accelerate(build("bert", "ForMultipleChoice"))
+    choices(**{name: x.view(2, 2, -1) for name, x in call().items()})
+    theirs = build("bert", HEAD)
+    theirs.bert.encoder.layer = nn.ModuleList()
+    ours = ctxfast.accelerate(twin(theirs))
+    close(ours(**call("ones")).logits, theirs(**call("ones")).logits)
+    assert not selections
 
 
 def test_the_table_names_classes_that_exist() -> None:
