@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ctxfast.bert.selection import Selection
 from ctxfast.integrations._embeddings import call_embeddings
+from ctxfast.integrations._first_tokens import (
+    first_column,
+    first_tokens_suffice,
+    wants_first_token_first,
+)
 from ctxfast.integrations._inspection import Inspection, inspection_of
 from ctxfast.integrations._plan import Plan, contiguous, layout, row_count
+from ctxfast.integrations._stack import stack_of
 from ctxfast.integrations._stock import global_hooks, untraceable
 from ctxfast.integrations._swap import State, call_arguments, state_of, stock_forward
-from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves
+from ctxfast.nn.encoder_layer import EncoderRun
 
 # Arguments under which the stock forward runs: caches, cross attention, sequences packed by the caller.
 _STOCK_ARGUMENTS = (
@@ -39,19 +43,8 @@ _ATTENTIONS = (
     "flex_attention",
     "ctxfast",
 )
-
-# Heads that read the first column of the last hidden state set it, so that they find the first token there.
-_first_token_first: ContextVar[bool] = ContextVar("first_token_first", default=False)
-
-
-@contextlib.contextmanager
-def first_token_first() -> Iterator[None]:
-    """Inside, column 0 of a last hidden state is each sequence's first token, wherever its padding lies."""
-    token = _first_token_first.set(True)
-    try:
-        yield
-    finally:
-        _first_token_first.reset(token)
+# So many rows of the last layer less to compute are worth calling it by its parts where it could be one native call.
+_ROWS_WORTH_PARTS = 64
 
 
 def encoder_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -163,12 +156,16 @@ class _Run:
             weights=self.attentions,
         )
         self.mask = mask
+        self.selection: Selection | None = None
 
     def output(self) -> Any:
         states, weights = self._states()
         plan, batch = self.plan, self.plan.batch
-        last = plan.pad(states[-1]).to(self.dtype)
-        leading = self._leading(last)
+        if self.selection is not None:
+            leading = last = first_column(self.selection, states[-1]).to(self.dtype)
+        else:
+            last = plan.pad(states[-1]).to(self.dtype)
+            leading = self._leading(last)
         hidden: list[Tensor | None] | None = None
         if self.selected:
             hidden = [*(plan.pad(state).to(self.dtype) for state in states[:-1]), last]
@@ -177,10 +174,14 @@ class _Run:
                 places = {i % len(hidden) for i in chosen if -len(hidden) <= i < len(hidden)}
                 hidden = [x if i in places else None for i, x in enumerate(hidden)]
         pooled = self._pool(leading) if batch.total or batch.batch_size else None
-        return self._wrap(leading if _first_token_first.get() else last, pooled, hidden, weights)
+        last = leading if wants_first_token_first() else last
+        return self._wrap(last, pooled, hidden, weights)
 
     def _states(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The last state [T, H], after all others where they are asked for, and the attention weights."""
+        """The last state [T, H], after all others where they are asked for, and the attention weights.
+
+        Where a selection is made of the last layer, the last state is [R, H].
+        """
         found, plan, state = self.found, self.plan, self.state
         if isinstance(found.embeddings, str):
             module = self.model._modules["embeddings"]
@@ -195,18 +196,24 @@ class _Run:
             plan = self.plan = self._with_bias(hidden)
         keep = bool(self.selected)
         states, attentions = [hidden], []
-        fused = self._fused(hidden)
+        fused = stack_of(state, found, hidden, plan)
+        if self._needs_first_tokens(bool(fused)):
+            self.selection = Selection.first_tokens(plan.batch)
+            fused = fused[:-1]
         if fused:
             native = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen)
             for part in [[layer] for layer in fused] if keep else [fused]:
                 hidden = native.stack(part, hidden)
                 states = [*states, hidden] if keep else [hidden]
-        for module, layer in () if fused else found.layers:
+        for number, (module, layer) in enumerate(found.layers[len(fused) :], len(fused) + 1):
             if isinstance(layer, str):
                 hidden = self._own_code(module, hidden)
                 weights = None
             else:
-                run: Any = functools.partial(layer, plan=plan, weights=state.weights)
+                selection = self.selection if number == len(found.layers) else None
+                run: Any = functools.partial(
+                    layer, plan=plan, weights=state.weights, selection=selection
+                )
                 if module.training and module.__dict__.get("gradient_checkpointing", False):
                     checkpoint: Any = module._gradient_checkpointing_func
                     run = functools.partial(checkpoint, run)
@@ -219,21 +226,20 @@ class _Run:
                 attentions.append(weights.to(self.dtype))
         return states, attentions
 
-    def _fused(self, hidden: Tensor) -> list[EncoderLayer]:
-        """All layers as native calls, or nothing where one of them has to be called by its parts."""
-        plan, fused = self.plan, list[EncoderLayer]()
-        if plan.padded or plan.bias is not None:
-            return []
-        for _, layer in self.found.layers:
-            if isinstance(layer, str):
-                return []
-            if not fused and not encoder_layer_serves(hidden, layer.head_count):
-                return []
-            call = layer.fused(hidden, self.state.weights)
-            if call is None:
-                return []
-            fused.append(call)
-        return fused if len({call.kind for call in fused}) == 1 else []
+    def _needs_first_tokens(self, fused: bool) -> bool:
+        """Whether the first tokens' rows of the last layer are all that is needed of it.
+
+        fused: whether it can be part of a native call
+        """
+        plan, layers = self.plan, self.found.layers
+        if not layers or isinstance(layers[-1][1], str):
+            return False
+        least = _ROWS_WORTH_PARTS if fused else 1
+        return (
+            plan.batch.total - plan.batch.batch_size >= least
+            and not (self.selected or plan.padded)
+            and first_tokens_suffice(self.model)
+        )
 
     def _with_bias(self, hidden: Tensor) -> Plan:
         """The plan with MPNet's bias, a function of distances alone, [1, heads, L, L]."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctxfast.integrations._encoder import first_token_first
+from ctxfast.integrations._first_tokens import first_token_first
 from ctxfast.integrations._swap import call_arguments, state_of, stock_forward
 
 
@@ -35,7 +35,7 @@ def sequence_head(model: Any, *args: Any, **kwargs: Any) -> Any:
     """A head that reads the first column: the encoder puts the first token there."""
     if not state_of(model).options.unpad:
         return stock_forward(model, *args, **kwargs)
-    with first_token_first():
+    with first_token_first(model):
         return stock_forward(model, *args, **kwargs)
 
 

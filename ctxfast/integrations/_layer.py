@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS
+from ctxfast.bert.selection import Selection
 from ctxfast.integrations._families import Family, submodule
 from ctxfast.integrations._plan import Plan
 from ctxfast.integrations._stock import (
@@ -21,6 +23,7 @@ from ctxfast.integrations._stock import (
 )
 from ctxfast.integrations._weights import PackedWeights
 from ctxfast.nn.encoder_layer import EncoderLayer, fuse_layer
+from ctxfast.nn.packed_copy import PackedCopy
 
 # transformers' activation modules, by what they compute.
 _EPILOGUES = {
@@ -120,16 +123,26 @@ class Layer:
         )
 
     def __call__(
-        self, hidden: Tensor, plan: Plan, weights: PackedWeights
+        self,
+        hidden: Tensor,
+        plan: Plan,
+        weights: PackedWeights,
+        selection: Selection | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[T, H] -> [T, H], and the attention weights where the plan asks for them."""
+        """[T, H] -> [T, H], and the attention weights where the plan asks for them.
+
+        selection: first tokens that alone are computed, on keys and values of all: [R, H]
+        """
         own = self.attention.__dict__
         p = self.attention_dropout.__dict__["p"] if self.sampler.training else 0.0
-        shape = (plan.rows, own[self.heads], own["attention_head_size"])
+        shape = (-1, own[self.heads], own["attention_head_size"])
         inner_dtype = weights.inner_dtype(self.attention, hidden)
-        projected = weights.stacked(self.attention, self.projections, hidden, inner_dtype)
+        projected = self._project(hidden, weights, inner_dtype, selection)
         query, key, value = (x.view(shape) for x in projected)
-        context, probabilities = plan.attend(query, key, value, p, own.get("scaling"))
+        queries = None if selection is None else selection.batch
+        context, probabilities = plan.attend(query, key, value, p, own.get("scaling"), queries)
+        if selection is not None:
+            hidden, plan = selection.take(hidden), Plan(selection.batch, len(selection.index))
         context = context.reshape(plan.rows, -1)
         attended = _add_and_normalise(
             self.attention_norm,
@@ -147,12 +160,30 @@ class Layer:
             probabilities,
         )
 
+    def _project(
+        self,
+        hidden: Tensor,
+        weights: PackedWeights,
+        dtype: torch.dtype,
+        selection: Selection | None,
+    ) -> tuple[Tensor, ...]:
+        """Query, of the selection where there is one, key and value."""
+        if selection is not None and torch.is_grad_enabled():
+            chosen = weights.linear(self.projections[0], selection.take(hidden), None, dtype)
+            return chosen, *weights.stacked(self.attention, self.projections[1:], hidden, dtype)
+        query, key, value = weights.stacked(self.attention, self.projections, hidden, dtype)
+        return query if selection is None else selection.take(query), key, value
+
     @property
     def head_count(self) -> int:
         return int(self.attention.__dict__[self.heads])
 
-    def fused(self, hidden: Tensor, weights: PackedWeights) -> EncoderLayer | None:
-        """The layer as one native call on states like `hidden`, or None where its parts have to be called."""
+    def fused(
+        self, hidden: Tensor, weights: PackedWeights
+    ) -> tuple[EncoderLayer, list[PackedCopy]] | None:
+        """The layer as a native call on states like `hidden`, and the copies that it was made of; None where its parts
+        have to be called.
+        """
         if (
             self.activation is not None
             or (self.sampler.training and self.attention_dropout.__dict__["p"])
@@ -164,9 +195,10 @@ class Layer:
         scaling = own.get("scaling")
         single = (self.attention_output, self.intermediate, self.output)
         first, second = self.attention_norm, self.output_norm
-        return fuse_layer(
+        copies = weights.copies(self.attention, self.projections, single, hidden)
+        layer = fuse_layer(
             hidden.shape[1],
-            weights.copies(self.attention, self.projections, single, hidden),
+            copies,
             [parameter_of(module, "bias") for module in single],
             (
                 (parameter_of(first, "weight"), parameter_of(first, "bias"), first.__dict__["eps"]),
@@ -181,6 +213,7 @@ class Layer:
             own["attention_head_size"] ** -0.5 if scaling is None else scaling,
             hidden.dtype,
         )
+        return None if layer is None else (layer, [copy for copy in copies if copy is not None])
 
 
 def _drops(dropout: nn.Module | None) -> bool:

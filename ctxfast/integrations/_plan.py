@@ -34,19 +34,29 @@ class Plan:
     weights: bool = False
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        dropout_p: float,
+        scale: float | None,
+        queries: PackedBatch | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for."""
+        """query, key, value: [T, heads, D] -> [T, heads, D], and weights [B, heads, S, S] where they are asked for.
+
+        queries: where the rows of query lie, by default where those of key and value do; not on the grid
+        """
         if self.padded:
             return self._attend_padded(query, key, value, dropout_p, scale)
         batch, bias = self.batch, self._bias(query)
+        queries = batch if queries is None else queries
         output = ops.attention_varlen(
             query,
             key,
             value,
-            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_q=queries.cu_seqlens,
             cu_seqlens_k=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_q=queries.max_seqlen,
             max_seqlen_k=batch.max_seqlen,
             bias=bias,
             dropout_p=dropout_p,

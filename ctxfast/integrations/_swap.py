@@ -48,13 +48,19 @@ class State:
         self.weights = PackedWeights(options.quantization)
         self.certificate: Certificate | None = None
         self.inspection: Any = None
+        self.stack: Any = None
         self.last_padding: float | None = None
         self.last_reason: str | None = None
 
     def drop(self) -> None:
         """Forgets packed weights and everything concluded from earlier calls."""
-        self.weights.drop()
+        self.drop_weights()
         self.certificate = self.inspection = None
+
+    def drop_weights(self) -> None:
+        """Forgets packed weights."""
+        self.weights.drop()
+        self.stack = None
 
 
 def state_of(module: nn.Module) -> State:
@@ -96,7 +102,7 @@ class _Accelerated:
 
     def train(self: Any, mode: bool = True) -> Any:
         if mode:
-            state_of(self).weights.drop()
+            state_of(self).drop_weights()
         return super().train(mode)  # type: ignore[misc]
 
     def _apply(self: Any, *args: Any, **kwargs: Any) -> Any:
