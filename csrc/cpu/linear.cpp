@@ -5,12 +5,16 @@
 // contiguous run of panels, a tile holds as many rows as the registers do, and its loop prefetches
 // what it reads next, so that memory stays busy while it multiplies. With more rows the same panels
 // are read two at a time, by tiles that need fewer loads.
+//
+// A weight that is not packed is put into panels on the way, a piece of the depth at a time: its
+// rows come from memory while the piece before is multiplied.
 #include "cpu/linear.h"
 
 #include "cpu/gelu.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -69,17 +73,25 @@ struct Operand<bfloat16> {
   }
 };
 
-constexpr int64_t kTallRows = 32;          // from more rows on, wide tiles are faster
-constexpr int64_t kRowBlock = 48;          // whose sums stay in the first cache level
-constexpr int64_t kDepthPiece = 256;       // rounding errors of a sum do not grow beyond it
-constexpr int64_t kPrefetchDistance = 16;  // in words of the depth: 2 KiB of a panel
+constexpr int64_t kTallRows = 32;        // from more rows on, wide tiles are faster
+constexpr int64_t kRowBlock = 48;        // whose sums stay in the first cache level
+constexpr int64_t kPlainRowBlock = 192;  // for which a piece of a plain weight is put into panels
+constexpr int64_t kDepthPiece = 256;     // rounding errors of a sum do not grow beyond it
+
+// Words of the depth by which the loop is ahead of itself in the first cache level, and in the
+// second, which has more requests to memory under way: 2 and 8 KiB of a panel.
+constexpr int64_t kNear = 16, kFar = 64;
+
+// What the loop asks memory for: the lines of step k are those at k / kAheadSteps rows and
+// k % kAheadSteps pairs of lines of `ahead`.
+constexpr int64_t kAheadSteps = 8, kLineBytes = 64;
 
 // sums[r][c] = or += A [kRows, words of the depth] B, B the vectors from b on: kPanelVectors in one
 // panel, the next ones next_panel words further.
 template <typename T, int kRows, int kColumns, bool kPrefetch>
 CTXFAST_NOINLINE void multiply(const T* a, int64_t lda, const typename Operand<T>::Word* b,
                                int64_t next_panel, int64_t words, float* sums, int64_t ldc,
-                               bool first) {
+                               bool first, const char* ahead, int64_t ahead_row) {
   Vec<float> sum[kRows][kColumns];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -92,8 +104,12 @@ CTXFAST_NOINLINE void multiply(const T* a, int64_t lda, const typename Operand<T
       right[c] = load(reinterpret_cast<const float*>(b) + c % kPanelVectors * kWidth +
                       c / kPanelVectors * next_panel);
     if constexpr (kPrefetch) {
-      __builtin_prefetch(b + kPrefetchDistance * kPanelColumns);
-      __builtin_prefetch(b + kPrefetchDistance * kPanelColumns + kPanelColumns / 2);
+      const char* near = reinterpret_cast<const char*>(b + kNear * kPanelColumns);
+      const char* far = ahead + k / kAheadSteps * ahead_row + k % kAheadSteps * 2 * kLineBytes;
+      __builtin_prefetch(near);
+      __builtin_prefetch(near + kLineBytes);
+      __builtin_prefetch(far, 0, 2);
+      __builtin_prefetch(far + kLineBytes, 0, 2);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -116,13 +132,15 @@ CTXFAST_NOINLINE void multiply(const T* a, int64_t lda, const typename Operand<T
 template <typename T, typename Tile, bool kPrefetch, int kRows = Tile::kRows>
 CTXFAST_INLINE void multiply_rows(int rows, const T* a, int64_t lda,
                                   const typename Operand<T>::Word* b, int64_t next_panel,
-                                  int64_t words, float* sums, int64_t ldc, bool first) {
+                                  int64_t words, float* sums, int64_t ldc, bool first,
+                                  const char* ahead, int64_t ahead_row) {
   if constexpr (kRows > 1) {
     if (rows < kRows)
       return multiply_rows<T, Tile, kPrefetch, kRows - 1>(rows, a, lda, b, next_panel, words, sums,
-                                                          ldc, first);
+                                                          ldc, first, ahead, ahead_row);
   }
-  multiply<T, kRows, Tile::kColumns, kPrefetch>(a, lda, b, next_panel, words, sums, ldc, first);
+  multiply<T, kRows, Tile::kColumns, kPrefetch>(a, lda, b, next_panel, words, sums, ldc, first,
+                                                ahead, ahead_row);
 }
 
 // output[rows, columns from `column` on] = activation(sums + bias) + residual
@@ -163,7 +181,8 @@ struct Product {
   Finish finish;
   int64_t panels = (args.columns + kPanelColumns - 1) / kPanelColumns;
   int64_t groups = (panels + Tile::kPanels - 1) / Tile::kPanels;
-  int64_t row_blocks = (args.rows + kRowBlock - 1) / kRowBlock;
+  int64_t row_block = args.panels != nullptr ? kRowBlock : kPlainRowBlock;
+  int64_t row_blocks = (args.rows + row_block - 1) / row_block;
   int64_t words = args.depth / Operand<T>::kPack;
   int64_t panel_size = words * kPanelColumns;
   // Pieces as equal as possible: how a sum is rounded depends on the depth alone.
@@ -172,11 +191,11 @@ struct Product {
 
   // One block of rows by one group of panels.
   void run(int64_t item) const {
-    const int64_t group = item / row_blocks, row = item % row_blocks * kRowBlock;
-    const int64_t rows = smaller(args.rows - row, kRowBlock);
+    const int64_t group = item / row_blocks, row = item % row_blocks * row_block;
+    const int64_t rows = smaller(args.rows - row, row_block);
     const int64_t panel = group * Tile::kPanels;
     const int64_t column = panel * kPanelColumns;
-    alignas(64) float sums[kRowBlock * Tile::kPanels * kPanelColumns];
+    alignas(64) float sums[kPlainRowBlock * Tile::kPanels * kPanelColumns];
     if (panel + Tile::kPanels > panels) {  // the last of an odd number of panels
       multiply_block<Tall>(row, rows, panel, sums);
     } else {
@@ -186,27 +205,58 @@ struct Product {
     finish(args, sums, width, row, rows, column, smaller(args.columns - column, width));
   }
 
+  // Panels from word k on, and what the loop over them asks memory for.
+  struct Piece {
+    const Word* columns;
+    int64_t next_panel;
+    const char* ahead;
+    int64_t ahead_row;
+  };
+
+  Piece packed_piece(int64_t panel, int64_t k) const {
+    const Word* b = static_cast<const Word*>(args.panels) + panel * panel_size + k * kPanelColumns;
+    return {b, panel_size, reinterpret_cast<const char*>(b + kFar * kPanelColumns),
+            2 * kAheadSteps * kLineBytes};
+  }
+
+  // `depth` words from k on of a plain weight's rows, put into panels in `out`. Ahead lies their
+  // next piece, or the first one of the next panel.
+  template <typename Shape>
+  Piece plain_piece(int64_t panel, int64_t k, int64_t depth, Word* out) const {
+    const auto at = [&](int64_t panel, int64_t k) {
+      return static_cast<const float*>(args.weight) + panel * kPanelColumns * words + k;
+    };
+    for (int64_t p = 0; p < Shape::kPanels; ++p)
+      pack_vectors<kPanelVectors>(at(panel + p, k), 1, words, depth,
+                                  args.columns - (panel + p) * kPanelColumns,
+                                  reinterpret_cast<float*>(out + p * depth * kPanelColumns));
+    const float* ahead = k + depth < words ? at(panel, k + depth) : at(panel + 1, 0);
+    return {out, depth * kPanelColumns, reinterpret_cast<const char*>(ahead),
+            words * int64_t(sizeof(Word))};
+  }
+
   template <typename Shape>
   CTXFAST_INLINE void multiply_block(int64_t row, int64_t rows, int64_t panel, float* sums) const {
     constexpr int64_t ldc = Tile::kPanels * kPanelColumns;
+    alignas(64) Word arranged[Shape::kPanels * kDepthPiece / Operand<T>::kPack * kPanelColumns];
     for (int64_t k = 0; k < words; k += piece) {
       const int64_t depth = smaller(piece, words - k);
-      const Word* b =
-          static_cast<const Word*>(args.panels) + panel * panel_size + k * kPanelColumns;
+      const Piece b = args.panels != nullptr ? packed_piece(panel, k)
+                                             : plain_piece<Shape>(panel, k, depth, arranged);
       for (int v = 0; v < Shape::kPanels * kPanelVectors; v += Shape::kColumns) {
         for (int64_t r = 0; r < rows;) {
           const int step = int(smaller(rows - r, Shape::kRows));
           const T* a = static_cast<const T*>(args.input) + (row + r) * args.input_stride +
                        k * Operand<T>::kPack;
           float* out = sums + r * ldc + v * kWidth;
-          const Word* columns = b + v * kWidth;
+          const Word* columns = b.columns + v * kWidth;
           // Whoever comes first brings a panel from memory.
           if (Shape::kPrefetch && r == 0 && v == 0) {
-            multiply_rows<T, Shape, true>(step, a, args.input_stride, columns, panel_size, depth,
-                                          out, ldc, k == 0);
+            multiply_rows<T, Shape, true>(step, a, args.input_stride, columns, b.next_panel, depth,
+                                          out, ldc, k == 0, b.ahead, b.ahead_row);
           } else {
-            multiply_rows<T, Shape, false>(step, a, args.input_stride, columns, panel_size, depth,
-                                           out, ldc, k == 0);
+            multiply_rows<T, Shape, false>(step, a, args.input_stride, columns, b.next_panel, depth,
+                                           out, ldc, k == 0, b.ahead, b.ahead_row);
           }
           r += step;
         }
@@ -224,13 +274,27 @@ void run(const LinearArgs& args) {
                   [&](int64_t item) { product.run(item); });
 }
 
+// A copy of a few rows whose distance would map all of them to one set of the first cache level,
+// which does not hold as many lines as a tall tile has rows; nullptr where they need none.
+template <typename T>
+const T* spread_rows(const LinearArgs& args, int64_t* stride) {
+  constexpr int64_t kSetsBytes = 2048, kLine = kLineBytes / int64_t(sizeof(T));
+  if (args.rows < 2 || args.input_stride * int64_t(sizeof(T)) % kSetsBytes != 0) return nullptr;
+  *stride = (args.depth + kLine - 1) / kLine * kLine + kLine;
+  T* rows = static_cast<T*>(thread_scratch(size_t(args.rows * *stride) * sizeof(T)));
+  if (rows == nullptr) return nullptr;
+  for (int64_t r = 0; r < args.rows; ++r)
+    __builtin_memcpy(rows + r * *stride, static_cast<const T*>(args.input) + r * args.input_stride,
+                     size_t(args.depth) * sizeof(T));
+  return rows;
+}
+
 template <typename T>
 void run(const LinearArgs& args) {
-  if (args.rows > kTallRows) {
-    run<T, Wide>(args);
-  } else {
-    run<T, Tall>(args);
-  }
+  if (args.rows > kTallRows) return run<T, Wide>(args);
+  LinearArgs spread = args;
+  if (const T* rows = spread_rows<T>(args, &spread.input_stride)) spread.input = rows;
+  run<T, Tall>(spread);
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ struct LinearArgs {
   const void* input;  // [rows, depth]
   int64_t input_stride;
   const void* panels;    // weight as [ceil(columns / 32)][depth][32], padded with 0; in bfloat16
-                         // [ceil(columns / 32)][depth / 2][32][2]
+                         // [ceil(columns / 32)][depth / 2][32][2]; or nullptr
+  const void* weight;    // [columns, depth], contiguous: read where there are no panels
   const void* bias;      // [columns] or nullptr
   const void* residual;  // [rows, columns] or nullptr
   int64_t residual_stride;

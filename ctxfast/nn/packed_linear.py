@@ -211,6 +211,17 @@ def linear(
     return output if dtype is None else output.to(dtype)
 
 
+def linear_in_place(module: nn.Module, input: Tensor) -> Tensor:
+    """linear(module, input) that reads the plain weight, unless `set_precision` gave a compute type.
+
+    For large layers that take a small part of a model's time, to which a second copy of their weight would add little.
+    """
+    if is_fusable(module) and module.precision is None:
+        weight, bias = _parameters(module)  # type: ignore[arg-type]
+        return ops.linear(input, weight, bias)
+    return linear(module, input)
+
+
 def _exact_types(input: Tensor) -> bool:
     return input.is_floating_point() and not torch.is_autocast_enabled(input.device.type)
 

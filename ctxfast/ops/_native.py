@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -164,6 +166,23 @@ def _large(x: Tensor) -> Tensor:
     if bytes >= _LARGE_BYTES:
         _module().advise_large_pages(x.data_ptr(), bytes)
     return x
+
+
+_LARGE_PAGE = 2 << 20
+
+
+def _stream(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An empty tensor for what is read from memory in every call: on large pages from its first byte on if it fills
+    one, because a stream through small ones waits for their addresses."""
+    bytes = math.prod(shape) * dtype.itemsize
+    if bytes < _LARGE_PAGE:
+        return torch.empty(shape, dtype=dtype)
+    room = torch.empty(
+        bytes + _LARGE_PAGE, dtype=torch.uint8
+    )  # what is not written takes no memory
+    first = -room.data_ptr() % _LARGE_PAGE
+    _module().advise_large_pages(room.data_ptr() + first, bytes)
+    return room[first : first + bytes].view(dtype).view(shape)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ctxfast.ops._native import (
     _DTYPES,
     _address,
+    _aligned,
     _check,
     _module,
     _refusal,
     _rows,
+    _stream,
     unavailable_reason,
 )
 
@@ -35,11 +36,15 @@ def pack(weight: Tensor) -> Tensor:
     In bfloat16 [ceil(N / 32), K / 2, 32, 2]: a processor that multiplies it takes neighbours along K in pairs.
     """
     rows, depth = weight.shape
-    panels = -(-rows // _PANEL)
-    padded = F.pad(weight.detach(), (0, 0, 0, panels * _PANEL - rows))
-    if weight.dtype == torch.bfloat16:
-        return padded.view(panels, _PANEL, depth // 2, 2).transpose(1, 2).contiguous()
-    return padded.view(panels, _PANEL, depth).transpose(1, 2).contiguous()
+    step = 2 if weight.dtype == torch.bfloat16 else 1
+    panels = _stream((-(-rows // _PANEL), depth // step, _PANEL, step), weight.dtype)
+    whole, rest = divmod(rows, _PANEL)
+    words = weight.detach().reshape(rows, -1, step)
+    panels[:whole] = words[: whole * _PANEL].unflatten(0, (whole, _PANEL)).transpose(1, 2)
+    if rest:
+        panels[whole, :, :rest] = words[whole * _PANEL :].transpose(0, 1)
+        panels[whole, :, rest:] = 0
+    return panels if step == 2 else panels.squeeze(-1)
 
 
 def linear_refuses(
@@ -51,13 +56,16 @@ def linear_refuses(
     packed: Tensor | None,
 ) -> str | None:
     """Why the native code cannot run this linear, or None."""
-    if packed is None or packed.layout is not torch.strided:
-        return "the weight is not packed into panels"
-    if packed.dtype != input.dtype:
-        return f"the weight is packed in {packed.dtype}"
+    read = weight if packed is None else packed
     if 0 in input.shape or 0 in weight.shape:
         return "empty input"
-    return _refusal(input, packed, bias, residual)
+    if (reason := _refusal(input, read, bias, residual)) is not None:
+        return reason
+    if packed is not None:
+        return None if packed.dtype == input.dtype else f"the weight is packed in {packed.dtype}"
+    if not weight.is_contiguous():
+        return "the weight is not contiguous"
+    return pack_refuses(weight.dtype, weight.shape[1])
 
 
 def linear(
@@ -66,9 +74,9 @@ def linear(
     bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
-    packed: Tensor,
+    packed: Tensor | None,
 ) -> Tensor:
-    """activation(input @ weight^T + bias) + residual; of weight only the shape counts."""
+    """activation(input @ weight^T + bias) + residual; of weight only the shape counts where packed is given."""
     columns, depth = weight.shape
     rows, stride = _rows(input if input.dim() == 2 else input.reshape(-1, depth))
     output = input.new_empty((*input.shape[:-1], columns))
@@ -76,11 +84,13 @@ def linear(
     residual_stride = 0
     if residual is not None:
         residual, residual_stride = _rows(residual.reshape(-1, columns))
+    plain = _aligned(weight) if packed is None else None
     status = _module().linear(
         _DTYPES[input.dtype],
         rows.data_ptr(),
         stride,
-        packed.data_ptr(),
+        _address(packed),
+        _address(plain),
         _address(bias),
         _address(residual),
         residual_stride,

@@ -33,6 +33,8 @@ def check(
         found = ops.linear(
             x, stand_in, bias, activation=activation, residual=residual, packed=packed
         )
+        plain = ops.linear(x, weight, bias, activation=activation, residual=residual)
+    assert torch.equal(plain, found)  # put into panels on the way
     eager = reference.linear(x, weight, bias, activation=activation, residual=residual)
     wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
     exact = reference.linear(*wide[:3], activation=activation, residual=wide[3])
@@ -43,7 +45,7 @@ def check(
     assert_matches(found, eager, exact, rounding=rounding)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100, 201])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) -> None:
@@ -53,6 +55,7 @@ def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) 
         (38 - odd, 31),
         (64, 32),
         (130 - odd, 97),
+        (1024, 40),
         (1602 - odd, 65),
     ):
         for extras in (False, True):
@@ -104,6 +107,31 @@ def test_activations_over_their_whole_range(activation: str) -> None:
     found = ops.linear(x, torch.ones(1, 1), activation=activation, packed=packed)
     exact = reference.linear(x.double(), torch.ones(1, 1).double(), activation=activation)
     assert ((found - exact).abs() <= 2.5e-7 * x.abs().clamp(min=1.0)).all()
+
+
+def test_panels_begin_at_a_large_page() -> None:
+    """Where they fill one: a stream through small pages waits for their addresses."""
+    for rows, aligned in ((1024, True), (1000, True), (256, False)):
+        weight = torch.randn(rows, 1024)
+        panels = _native_linear.pack(weight)
+        assert panels.is_contiguous() and panels.nbytes == -(-rows // 32) * 32 * 4096
+        assert not aligned or panels.data_ptr() % (2 << 20) == 0
+        restored = panels.transpose(1, 2).reshape(-1, 1024)
+        assert torch.equal(restored[:rows], weight) and not restored[rows:].any()
+
+
+def test_which_plain_weights_run() -> None:
+    x, weight = torch.randn(3, 8), torch.randn(4, 8)
+    for given, reason in (
+        (weight, None),
+        (torch.randn(8, 4).t(), "the weight is not contiguous"),
+        (weight.double(), "dtype torch.float64 is neither float32 nor bfloat16"),
+    ):
+        input = x.to(given.dtype)
+        assert _native_linear.linear_refuses(input, given, None, "none", None, None) == reason
+    odd = torch.randn(4, 7).bfloat16()
+    refusal = _native_linear.linear_refuses(odd, odd, None, "none", None, None)
+    assert refusal is not None and "odd input size of 7" in refusal
 
 
 def test_what_is_not_packed() -> None:
