@@ -74,7 +74,8 @@ def key_range(ranges_ptr, sequence, length, KEY_MASK: tl.constexpr):
         high = tl.load(ranges_ptr + 3 * sequence + 1)
         contiguous = tl.load(ranges_ptr + 3 * sequence + 2) != 0
     else:
-        low = 0
+        # Zero, but the compiler does not know: what follows from it would be held in registers through the loops.
+        low = tl.minimum(length, 0)
         high = length
         contiguous = True
     return low, high, contiguous
@@ -209,7 +210,9 @@ def load_rows(
 ):
     """Rows start .. start + BLOCK - 1 of [rows, D]: those `inside` if MASKED, otherwise all."""
     d = tl.arange(0, BLOCK_D)
-    tile = x_ptr + start.to(tl.int64) * stride + (tl.arange(0, BLOCK) * stride)[:, None] + d[None, :]
+    tile = (
+        x_ptr + start.to(tl.int64) * stride + (tl.arange(0, BLOCK) * stride)[:, None] + d[None, :]
+    )
     if MASKED:
         return tl.load(tile, mask=inside[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
     elif HEAD_DIM != BLOCK_D:
