@@ -89,10 +89,8 @@ def _key_block(
     LATE: tl.constexpr = ATTN_MASK or BIAS == 1
     if not LATE:
         do = load_rows(do_ptr, start, stride_dos, inside, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
-    if MASKED:
-        lse = tl.load(lse_ptr + queries, mask=inside, other=float("inf"))
-    else:
-        lse = tl.load(lse_ptr + queries)
+    lse_rows = lse_ptr + queries
+    lse = tl.load(lse_rows, mask=inside, other=float("inf")) if MASKED else tl.load(lse_rows)
     NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
     if ONE_BLOCK:  # nobody has shifted lse yet
         lse = tl.where(lse == float("-inf"), float("inf"), lse if NATURAL else lse * LOG2E)
