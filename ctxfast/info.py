@@ -182,6 +182,7 @@ def _sample_calls(device: str) -> dict[str, Callable[[], Any]]:
         "attention_varlen": lambda: ops.attention_varlen(
             packed, packed, packed, **varlen, **longest
         ),
+        "attention_tile_map": lambda: torch.ops.ctxfast.attention_tile_map(bounds, 16),
         "char_cnn": lambda: ops.char_cnn(
             ids.view(2, 8), table, [randn(64, 64, 3)], [vector], "relu"
         ),

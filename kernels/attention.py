@@ -16,6 +16,7 @@ from .attention_tiles import (
     block_ranges,
     in_window,
     key_range,
+    load_rows,
     natural_unit,
     other_rows,
     program_tile,
@@ -70,18 +71,10 @@ def _attend_block(
 ):
     """One step of the online softmax over BLOCK_N keys from `start`."""
     rows = tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
     queries = start_m + tl.arange(0, BLOCK_M)
     keys = start + rows
-    k_tile = k_ptr + start.to(tl.int64) * stride_ks + (rows * stride_ks)[:, None] + d[None, :]
-    v_tile = v_ptr + start.to(tl.int64) * stride_vs + (rows * stride_vs)[:, None] + d[None, :]
-    if MASKED:
-        valid = valid_keys(keys, low, high, contiguous, key_mask_ptr, KEY_MASK)
-        k = tl.load(k_tile, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    elif HEAD_DIM != BLOCK_D:
-        k = tl.load(k_tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
-    else:
-        k = tl.load(k_tile)
+    valid = valid_keys(keys, low, high, contiguous, key_mask_ptr, KEY_MASK and MASKED)
+    k = load_rows(k_ptr, start, stride_ks, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
     NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
     scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     scores = dot(q, tl.trans(k), scores, INPUT_PRECISION)
@@ -104,6 +97,7 @@ def _attend_block(
         BIAS,
         NATURAL,
         MASKED,
+        start,
     )
     if MASKED:
         allowed = valid[None, :]
@@ -127,12 +121,7 @@ def _attend_block(
     if DROPOUT:
         keep = keep_mask(queries, start, head, sequence, seed, threshold, BLOCK_M, BLOCK_N)
         weights = tl.where(keep, weights, dropped)
-    if MASKED:
-        v = tl.load(v_tile, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    elif HEAD_DIM != BLOCK_D:
-        v = tl.load(v_tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
-    else:
-        v = tl.load(v_tile)
+    v = load_rows(v_ptr, start, stride_vs, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
     output = output * rescale[:, None]
     output = dot(round_to(weights, v.dtype), v, output, INPUT_PRECISION)
     return output, total, new_maximum

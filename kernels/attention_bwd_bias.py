@@ -14,6 +14,7 @@ from .attention_tiles import (
     exponential,
     in_window,
     key_range,
+    load_rows,
     natural_unit,
     other_rows,
     score_tile,
@@ -142,8 +143,6 @@ def attention_bwd_bias(
         dropped = keep_scale * 0.0  # as in `attention_fwd`
     m = tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
-    in_head = (d < HEAD_DIM)[None, :]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for number in range(chunk * chunk_size, tl.minimum((chunk + 1) * chunk_size, summed)):
         rest = tl.cast(number, tl.int32)
@@ -178,21 +177,15 @@ def attention_bwd_bias(
                 key_mask_ptr + sequence_64 * stride_key_mask_b if KEY_MASK else key_mask_ptr,
                 KEY_MASK,
             )
-            row_q = queries.to(tl.int64) + first_q
-            row_k = keys.to(tl.int64) + first_k
-            tile_q = query_inside[:, None] & in_head
-            tile_k = valid[:, None] & in_head
+            row_q = tl.cast(first_q, tl.int64) + start_m
+            row_k = tl.cast(first_k, tl.int64) + start_n
             q_rows = q_ptr + batch * stride_qb + head_64 * stride_qh
             k_rows = k_ptr + batch * stride_kb + head_64 * stride_kh
             v_rows = v_ptr + batch * stride_vb + head_64 * stride_vh
             do_rows = do_ptr + batch * stride_dob + head_64 * stride_doh
-            lse_rows = batch * stride_lse_b + head_64 * stride_lse_h + row_q
-            q = tl.load(q_rows + (row_q * stride_qs)[:, None] + d[None, :], mask=tile_q, other=0.0)
-            k = tl.load(k_rows + (row_k * stride_ks)[:, None] + d[None, :], mask=tile_k, other=0.0)
-            v = tl.load(v_rows + (row_k * stride_vs)[:, None] + d[None, :], mask=tile_k, other=0.0)
-            do = tl.load(
-                do_rows + (row_q * stride_dos)[:, None] + d[None, :], mask=tile_q, other=0.0
-            )
+            lse_rows = batch * stride_lse_b + head_64 * stride_lse_h + row_q + m
+            q = load_rows(q_rows, row_q, stride_qs, query_inside, HEAD_DIM, BLOCK_M, BLOCK_D, True)
+            k = load_rows(k_rows, row_k, stride_ks, valid, HEAD_DIM, BLOCK_N, BLOCK_D, True)
             lse = tl.load(lse_ptr + lse_rows, mask=query_inside, other=float("inf"))
             delta = tl.load(delta_ptr + lse_rows, mask=query_inside, other=0.0)
             NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
@@ -219,6 +212,7 @@ def attention_bwd_bias(
                 BIAS,
                 NATURAL,
                 True,
+                number,
             )
             allowed = valid[None, :]
             if WINDOW:
@@ -227,6 +221,10 @@ def attention_bwd_bias(
                 )
             scores = tl.where(allowed, scores, float("-inf"))
             weights = exponential(scores, lse[:, None], scale, NATURAL)
+            v = load_rows(v_rows, row_k, stride_vs, valid, HEAD_DIM, BLOCK_N, BLOCK_D, True)
+            do = load_rows(
+                do_rows, row_q, stride_dos, query_inside, HEAD_DIM, BLOCK_M, BLOCK_D, True
+            )
             d_weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             d_weights = dot(do, tl.trans(v), d_weights, INPUT_PRECISION)
             kept = weights

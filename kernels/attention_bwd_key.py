@@ -14,6 +14,7 @@ from .attention_tiles import (
     exponential,
     in_window,
     key_range,
+    load_rows,
     natural_unit,
     other_rows,
     program_tile,
@@ -83,21 +84,13 @@ def _key_block(
         keep = keep_mask_transposed(
             start, start_n, head, sequence, seed, threshold, BLOCK_M, BLOCK_N
         )
-    q_tile = q_ptr + start_64 * stride_qs + (m * stride_qs)[:, None] + d[None, :]
-    do_tile = do_ptr + start_64 * stride_dos + (m * stride_dos)[:, None] + d[None, :]
-    if MASKED:
-        tile = inside[:, None] & (d < HEAD_DIM)[None, :]
-        q = tl.load(q_tile, mask=tile, other=0.0)
-        do = tl.load(do_tile, mask=tile, other=0.0)
-        lse = tl.load(lse_ptr + queries, mask=inside, other=float("inf"))
-    elif HEAD_DIM != BLOCK_D:
-        q = tl.load(q_tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
-        do = tl.load(do_tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
-        lse = tl.load(lse_ptr + queries)
-    else:
-        q = tl.load(q_tile)
-        do = tl.load(do_tile)
-        lse = tl.load(lse_ptr + queries)
+    q = load_rows(q_ptr, start, stride_qs, inside, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
+    # Tiles of a mask or a bias change their layout in shared memory; operands would wait in registers meanwhile.
+    LATE: tl.constexpr = ATTN_MASK or BIAS == 1
+    if not LATE:
+        do = load_rows(do_ptr, start, stride_dos, inside, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
+    lse_rows = lse_ptr + queries
+    lse = tl.load(lse_rows, mask=inside, other=float("inf")) if MASKED else tl.load(lse_rows)
     NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
     if ONE_BLOCK:  # nobody has shifted lse yet
         lse = tl.where(lse == float("-inf"), float("inf"), lse if NATURAL else lse * LOG2E)
@@ -121,7 +114,8 @@ def _key_block(
         ATTN_MASK,
         BIAS,
         NATURAL,
-        True,
+        MASKED,
+        start,
     )
     weights = exponential(scores, lse[None, :], scale, NATURAL)
     if WINDOW and MASKED:
@@ -131,6 +125,8 @@ def _key_block(
     kept = weights
     if DROPOUT:
         kept = tl.where(keep, weights, dropped)
+    if LATE:
+        do = load_rows(do_ptr, start, stride_dos, inside, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
     dv = dot(round_to(kept, do.dtype), do, dv, INPUT_PRECISION)
     d_weights = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     d_weights = dot(v, tl.trans(do), d_weights, INPUT_PRECISION)
@@ -338,6 +334,12 @@ def attention_bwd_key(
         nothing = (start_n >= high) | (start_n + BLOCK_N <= low)
         full_end = tl.where(nothing, full_begin, full_end)
         boundary = tl.where(nothing, 0, boundary)
+    if ATTN_MASK or BIAS:  # are read without asking which keys exist, except in boundary blocks
+        partial = start_n + BLOCK_N > length_k
+        boundary = tl.where(partial, boundary + full_end - full_begin, boundary)
+        full_begin = tl.where(partial, begin, full_begin)
+        full_end = tl.where(partial, begin, full_end)
+        before = tl.where(partial, 0, before)
     for masked in tl.static_range(2):
         count = boundary if masked else full_end - full_begin
         for number in tl.range(0, count, num_stages=1 if masked else None):

@@ -19,6 +19,7 @@ from .attention_tiles import (
     exponential,
     in_window,
     key_range,
+    load_rows,
     natural_unit,
     other_rows,
     program_tile,
@@ -143,22 +144,14 @@ def _query_block(
 ):
     """Adds what BLOCK_N keys from `start` contribute."""
     n = tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
     queries = start_m + tl.arange(0, BLOCK_M)
     keys = start + n
-    k_tile = k_ptr + start.to(tl.int64) * stride_ks + (n * stride_ks)[:, None] + d[None, :]
-    v_tile = v_ptr + start.to(tl.int64) * stride_vs + (n * stride_vs)[:, None] + d[None, :]
-    if MASKED:
-        valid = valid_keys(keys, low, high, contiguous, key_mask_ptr, KEY_MASK)
-        tile = valid[:, None] & (d < HEAD_DIM)[None, :]
-        k = tl.load(k_tile, mask=tile, other=0.0)
-        v = tl.load(v_tile, mask=tile, other=0.0)
-    elif HEAD_DIM != BLOCK_D:
-        k = tl.load(k_tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
-        v = tl.load(v_tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
-    else:
-        k = tl.load(k_tile)
-        v = tl.load(v_tile)
+    valid = valid_keys(keys, low, high, contiguous, key_mask_ptr, KEY_MASK and MASKED)
+    k = load_rows(k_ptr, start, stride_ks, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
+    # Tiles of a mask or a bias change their layout in shared memory; operands would wait in registers meanwhile.
+    LATE: tl.constexpr = ATTN_MASK or BIAS == 1
+    if not LATE:
+        v = load_rows(v_ptr, start, stride_vs, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
     NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
     scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     scores = dot(q, tl.trans(k), scores, INPUT_PRECISION)
@@ -181,6 +174,7 @@ def _query_block(
         BIAS,
         NATURAL,
         MASKED,
+        start,
     )
     if MASKED:
         allowed = valid[None, :]
@@ -188,6 +182,8 @@ def _query_block(
             allowed = allowed & in_window(queries[:, None], keys[None, :], left, right)
         scores = tl.where(allowed, scores, float("-inf"))
     weights = exponential(scores, lse[:, None], scale, NATURAL)
+    if LATE:
+        v = load_rows(v_ptr, start, stride_vs, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
     d_weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     d_weights = dot(do, tl.trans(v), d_weights, INPUT_PRECISION)
     d_scores = weights * (d_weights - delta[:, None])

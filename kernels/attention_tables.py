@@ -95,6 +95,8 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
         return Launch(32, 64, 4, 2)
     if seqlen_q <= 64 and features.block_d <= 64:
         return Launch(64, 64, 4, 2)
+    if arch < 90 and features.block_d > 64 and features.reads_tiles:
+        return Launch(64, 64, 8, 1)
     if arch < 90 or features.reads_tiles:
         return Launch(128, 64, 8, 2)
     if features.block_d > 64:
@@ -111,8 +113,9 @@ def query_launch(arch: int, dtype: str, features: Features) -> Launch:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32" or features.block_d > 128:
         return Launch(64, 64, 8, 1)
-    if features.block_d > 64 and (arch < 90 or features.reads_tiles):
-        return Launch(64, 64, 8, 2)
+    if features.block_d > 64 and arch < 90:
+        is_full = features.reads_tiles and features.dropout
+        return Launch(32, 64, 4, 1) if is_full else Launch(64, 64, 8, 2)
     return Launch(128, 64, 8, 2)
 
 
@@ -121,11 +124,24 @@ def key_launch(arch: int, dtype: str, features: Features) -> Launch:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32" or features.block_d > 128:
         return Launch(64, 64, 8, 1)
-    if features.reads_tiles or (arch < 90 and features.block_d > 64):
+    if features.reads_tiles:
+        return _key_launch_of_tiles(arch, features)
+    if arch < 90 and features.block_d > 64:
         return Launch(64, 64, 8, 2)
     if arch < 90:
         return Launch(32, 128, 8, 2)
     return Launch(32, 128, 8, 3) if features.block_d > 64 else Launch(64, 128, 8, 2)
+
+
+def _key_launch_of_tiles(arch: int, features: Features) -> Launch:
+    """Where the mask or the bias of a tile shares the registers with its scores: few queries a step."""
+    if arch >= 100:
+        return Launch(32 if features.block_d > 64 else 64, 128, 8, 2)
+    if arch < 90 and features.block_d > 64:
+        return Launch(16, 128, 8, 1)
+    # Dropout takes registers, too; on sm_90 there are enough at head size 64.
+    is_full = features.dropout and (arch < 90 or features.block_d > 64)
+    return Launch(16 if is_full else 32, 128, 8, 2)
 
 
 def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -> Launch | None:
@@ -142,4 +158,6 @@ def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -
 
 
 def bias_launch(arch: int, dtype: str, features: Features) -> Launch:
-    return Launch(64, 64, 4, 1)
+    if arch == 0:
+        return Launch(64, 64, 4, 1)
+    return Launch(32 if arch < 90 else 64, 64, 8 if features.block_d > 64 else 4, 1)

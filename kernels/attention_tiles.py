@@ -74,7 +74,8 @@ def key_range(ranges_ptr, sequence, length, KEY_MASK: tl.constexpr):
         high = tl.load(ranges_ptr + 3 * sequence + 1)
         contiguous = tl.load(ranges_ptr + 3 * sequence + 2) != 0
     else:
-        low = 0
+        # Zero, but the compiler does not know: what follows from it would be held in registers through the loops.
+        low = tl.minimum(length, 0)
         high = length
         contiguous = True
     return low, high, contiguous
@@ -161,6 +162,7 @@ def score_tile(
     BIAS: tl.constexpr,
     NATURAL: tl.constexpr,
     MASKED: tl.constexpr,
+    step=0,
 ):
     """Adds the bias to a tile of scores and applies the boolean mask.
 
@@ -171,6 +173,8 @@ def score_tile(
     """
     if NATURAL:
         scores *= scale
+    # Zero, but the compiler does not know: offsets of every score would otherwise be held through the loop.
+    m += tl.minimum(step, 0)
     start_m = tl.cast(start_m, tl.int64)
     start_n = tl.cast(start_n, tl.int64)
     if BIAS == 1:
@@ -191,6 +195,30 @@ def score_tile(
         allowed = tl.load(tile + m * stride_mask_m + n * stride_mask_n, mask=inside, other=0)
         scores = tl.where(allowed != 0, scores, float("-inf"))
     return scores
+
+
+@triton.jit
+def load_rows(
+    x_ptr,
+    start,
+    stride,
+    inside,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Rows start .. start + BLOCK - 1 of [rows, D]: those `inside` if MASKED, otherwise all."""
+    d = tl.arange(0, BLOCK_D)
+    tile = (
+        x_ptr + start.to(tl.int64) * stride + (tl.arange(0, BLOCK) * stride)[:, None] + d[None, :]
+    )
+    if MASKED:
+        return tl.load(tile, mask=inside[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    elif HEAD_DIM != BLOCK_D:
+        return tl.load(tile, mask=(d < HEAD_DIM)[None, :], other=0.0)
+    else:
+        return tl.load(tile)
 
 
 @triton.jit

@@ -39,6 +39,11 @@ class AttentionPlan:
         """Sequence and position of every row [T], by which dropout is drawn."""
         return coordinates(self.batch, self.rows)
 
+    @cached_property
+    def tile_map(self) -> Tensor | None:
+        """What all layers and their backward share: which rows each program of the attention takes."""
+        return ops.attention_tile_map(self.batch.cu_seqlens, self.rows)
+
     def takes_queries(self, selection: Selection, dropout_p: float) -> bool:
         """Whether attention of the selected queries alone gives what it gives among all of them.
 
@@ -71,6 +76,8 @@ class AttentionPlan:
             cu_seqlens_k=batch.cu_seqlens,
             max_seqlen_q=queries.max_seqlen,
             max_seqlen_k=batch.max_seqlen,
+            tile_map_q=self.tile_map if queries is batch else None,
+            tile_map_k=self.tile_map,
             dropout_p=dropout_p,
         )
         return output, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,11 @@ class Plan:
     padded: bool = False
     weights: bool = False
 
+    @cached_property
+    def tile_map(self) -> Tensor | None:
+        """What all layers and their backward share: which rows each program of the attention takes."""
+        return ops.attention_tile_map(self.batch.cu_seqlens, self.rows)
+
     def attend(
         self,
         query: Tensor,
@@ -58,6 +64,8 @@ class Plan:
             cu_seqlens_k=batch.cu_seqlens,
             max_seqlen_q=queries.max_seqlen,
             max_seqlen_k=batch.max_seqlen,
+            tile_map_q=self.tile_map,
+            tile_map_k=self.tile_map,
             bias=bias,
             dropout_p=dropout_p,
             scale=scale,

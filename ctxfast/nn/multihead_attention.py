@@ -140,6 +140,8 @@ class MultiheadAttention(PackedModule, nn.MultiheadAttention):
                 cu_seqlens_k=batch.cu_seqlens,
                 max_seqlen_q=batch.max_seqlen,
                 max_seqlen_k=batch.max_seqlen,
+                tile_map_q=batch.tile_map,
+                tile_map_k=batch.tile_map,
                 is_causal=is_causal,
                 dropout_p=dropout_p,
             )

@@ -12,6 +12,7 @@ from ctxfast.ops.attention import (
     attention_weights,
     attention_with_lse,
 )
+from ctxfast.ops.attention_tile_map import attention_tile_map
 from ctxfast.ops.char_cnn import char_cnn
 from ctxfast.ops.embed_layer_norm import embed_layer_norm
 from ctxfast.ops.highway import highway
@@ -26,6 +27,7 @@ __all__ = [
     "QuantizedWeight",
     "add_layer_norm",
     "attention",
+    "attention_tile_map",
     "attention_varlen",
     "attention_varlen_with_lse",
     "attention_weights",

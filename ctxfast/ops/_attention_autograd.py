@@ -99,6 +99,8 @@ def _reference_varlen_backward(
     cu_seqlens_k,
     max_q,
     max_k,
+    tile_map_q,
+    tile_map_k,
     bias,
     seed,
     causal,
@@ -171,7 +173,7 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     for index, tensor in zip(ctx.positions, ctx.saved_tensors, strict=True):
         arguments[index] = tensor
     varlen = len(arguments) == _VARLEN_ARITY
-    differentiate, bias_place = (_differentiate_varlen, 11) if varlen else (_differentiate, 9)
+    differentiate, bias_place = (_differentiate_varlen, 13) if varlen else (_differentiate, 9)
     places = (0, 1, 2, 3, 4, bias_place)
     rest = (*arguments[7:9], *arguments[bias_place + 1 : -1])
     if not arguments[-1]:  # no bias gradient was produced, so none flows back
@@ -187,7 +189,7 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     return tuple(results)
 
 
-_VARLEN_ARITY = 19
+_VARLEN_ARITY = 21
 
 _attention_backward = define(
     _BACKWARD_INPUTS + "Tensor? attn_mask, Tensor? key_padding_mask, " + _BACKWARD_ARGUMENTS,
@@ -199,7 +201,7 @@ _attention_backward = define(
 _attention_varlen_backward = define(
     _BACKWARD_INPUTS
     + "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
-    + _BACKWARD_ARGUMENTS,
+    "Tensor? tile_map_q, Tensor? tile_map_k, " + _BACKWARD_ARGUMENTS,
     attention_varlen_backward_operator,
     _fake_backward,
     setup_context=_setup_double,
@@ -237,17 +239,19 @@ def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None):
 
 
 def setup_context_varlen(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, cu_q, cu_k, max_q, max_k, bias, seed, *ctx.arguments = inputs
-    ctx.max_seqlens = (max_q, max_k)
+    query, key, value, *plan, bias, seed = inputs[:11]
+    cu_q, cu_k, *ctx.max_seqlens, tiles_q, tiles_k = plan
+    ctx.arguments = inputs[11:]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, *output, cu_q, cu_k, bias, seed)
+    ctx.save_for_backward(query, key, value, *output, cu_q, cu_k, tiles_q, tiles_k, bias, seed)
 
 
 def backward_varlen(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None):
-    query, key, value, output, lse, cu_q, cu_k, bias, seed = ctx.saved_tensors
+    query, key, value, output, lse, *plan, bias, seed = ctx.saved_tensors
+    cu_q, cu_k, tiles_q, tiles_k = plan
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    needs_bias_grad = bias is not None and ctx.needs_input_grad[7]
+    needs_bias_grad = bias is not None and ctx.needs_input_grad[9]
     dq, dk, dv, dbias = _attention_varlen_backward(
         grad_output,
         grad_lse,
@@ -259,9 +263,11 @@ def backward_varlen(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | Non
         cu_q,
         cu_k,
         *ctx.max_seqlens,
+        tiles_q,
+        tiles_k,
         bias,
         seed,
         *ctx.arguments,
         needs_bias_grad,
     )
-    return dq, dk, dv, *(None,) * 4, dbias if needs_bias_grad else None, *(None,) * 6
+    return dq, dk, dv, *(None,) * 6, dbias if needs_bias_grad else None, *(None,) * 6

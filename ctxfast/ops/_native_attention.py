@@ -217,6 +217,8 @@ def attention_varlen_forward(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
+    tile_map_q: Tensor | None,
+    tile_map_k: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """Arguments of the registered operator; output [T, H, D] and lse [H, T]. Checks the offsets."""
@@ -276,6 +278,8 @@ def attention_varlen_backward(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
+    tile_map_q: Tensor | None,
+    tile_map_k: Tensor | None,
     bias: Tensor | None,
     *arguments: Any,
 ) -> Gradients:

@@ -125,6 +125,8 @@ def attention_varlen_forward(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
+    tile_map_q: Tensor | None,
+    tile_map_k: Tensor | None,
     bias: Tensor | None,
     seed: Tensor | None,
     is_causal: bool,
@@ -134,11 +136,10 @@ def attention_varlen_forward(
     scale: float,
     *,
     allow_tf32: bool = False,
-    tile_map: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output [T, H, D] and lse float32 [H, T]; arguments as `ctxfast.ops.attention_varlen`.
 
-    tile_map: `build_tile_map(cu_seqlens_q, T)`, built here where it is not given.
+    tile_map_q: `build_tile_map(cu_seqlens_q, T)`, built here where it is not given. tile_map_k: for the backward.
     """
     module = _attention()
     problem = module.Problem(
@@ -157,7 +158,8 @@ def attention_varlen_forward(
         max_seqlen_q=max_seqlen_q,
         max_seqlen_k=max_seqlen_k,
         allow_tf32=allow_tf32,
-        tile_map_q=tile_map,
+        tile_map_q=tile_map_q,
+        tile_map_k=tile_map_k,
     )
     return module.forward(problem)
 
@@ -225,6 +227,8 @@ def attention_varlen_backward(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
+    tile_map_q: Tensor | None,
+    tile_map_k: Tensor | None,
     bias: Tensor | None,
     seed: Tensor | None,
     is_causal: bool,
@@ -235,8 +239,6 @@ def attention_varlen_backward(
     needs_bias_grad: bool,
     *,
     allow_tf32: bool = False,
-    tile_map_q: Tensor | None = None,
-    tile_map_k: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key and value [T, H, D], and of the bias: an empty tensor if not needed."""
     module = _attention()

@@ -62,8 +62,9 @@ def _require_offsets(name: str, offsets: Tensor, rows: int, longest: int) -> Non
 
 
 def _reference_varlen(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, bias, seed, causal, left, right, p, scale
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, tiles_q, tiles_k, *arguments
 ):
+    bias, seed, causal, left, right, p, scale = arguments
     _require_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_q)
     _require_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_k)
     return reference.attention_varlen(
@@ -87,9 +88,7 @@ def _fake(q, k, v, attn_mask, key_padding_mask, bias, seed, causal, left, right,
     return output, q.new_empty((batch, heads, seqlen_q), dtype=_lse_dtype(q.dtype))
 
 
-def _fake_varlen(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, bias, seed, causal, left, right, p, scale
-):
+def _fake_varlen(q, *arguments):
     total, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((heads, total), dtype=_lse_dtype(q.dtype))
 
@@ -122,7 +121,8 @@ _attention = define(
 )
 _attention_varlen = define(
     "(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
-    "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? bias, Tensor? seed, bool is_causal, "
+    "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? tile_map_q, Tensor? tile_map_k, Tensor? bias, "
+    "Tensor? seed, bool is_causal, "
     "int window_left, int window_right, float dropout_p, float scale) -> (Tensor, Tensor)",
     attention_varlen_operator,
     _fake_varlen,
@@ -317,6 +317,8 @@ def attention_varlen_with_lse(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
+    tile_map_q: Tensor | None = None,
+    tile_map_k: Tensor | None = None,
     bias: Tensor | None = None,
     is_causal: bool = False,
     window_size: Window = (-1, -1),
@@ -359,6 +361,8 @@ def attention_varlen_with_lse(
         cu_seqlens_k,
         max_seqlen_q,
         max_seqlen_k,
+        tile_map_q,
+        tile_map_k,
         bias,
         seed,
         is_causal,
@@ -375,6 +379,7 @@ def attention_varlen(query: Tensor, key: Tensor, value: Tensor, **arguments) -> 
     cu_seqlens_q, cu_seqlens_k: int32 [B + 1]; sequence b owns rows cu_seqlens[b] to cu_seqlens[b + 1]. Sequences of
             length zero are allowed, at the end too; rows past the last offset are zero in outputs and gradients
     max_seqlen_q, max_seqlen_k: upper bounds of the sequence lengths
+    tile_map_q, tile_map_k: `attention_tile_map` of the offsets, so that the layers of a model share them
     bias:   broadcastable to [B, H, max_seqlen_q, max_seqlen_k], read at positions inside the sequence
     is_causal, window_size, dropout_p, scale, seed: as `attention`; positions count inside the sequence, so that padded
             and packed runs draw the same dropout mask

@@ -30,6 +30,7 @@ class Case:
     fused_layout: bool = True
     needs_lse_grad: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    tile_map: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.arguments = dict(
@@ -88,7 +89,14 @@ class Case:
     def _positional(self) -> tuple[Any, ...]:
         a = self.arguments
         masks = (
-            (a["cu_seqlens_q"], a["cu_seqlens_k"], max(self.lengths_q), max(self.lengths_k))
+            (
+                a["cu_seqlens_q"],
+                a["cu_seqlens_k"],
+                max(self.lengths_q),
+                max(self.lengths_k),
+                self.tile_map,
+                self.tile_map,
+            )
             if self.packed
             else (a["attn_mask"], a["key_padding_mask"])
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctxfast.ops import _triton
+from ctxfast import nn, ops
+from ctxfast.ops import _triton, _triton_attention, use_backend
 from tests.kernels.cases import FLOATS, Case, offsets, padding
 
 RAGGED = [30, 0, 100, 17, 0]
@@ -70,27 +71,56 @@ def test_tile_map_of_many_sequences() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize("lengths", [[300, 0, 200, 140], [0, 0], [128, 256, 1], []], ids=str)
+@pytest.mark.parametrize("tail", [0, 3, 360])
+def test_tile_map_without_a_kernel(lengths: list[int], tail: int) -> None:
+    arguments = offsets(lengths), sum(lengths) + tail
+    with use_backend("triton"):
+        tiles = ops.attention_tile_map(*arguments)
+    with use_backend("reference"):
+        expected = torch.ops.ctxfast.attention_tile_map(*arguments)
+        assert ops.attention_tile_map(*arguments) is None
+    assert tiles is not None and torch.equal(tiles, expected)
+
+
+def test_tile_map_is_a_registered_operator() -> None:
+    with use_backend("reference"):
+        torch.library.opcheck(
+            torch.ops.ctxfast.attention_tile_map.default, (offsets([300, 0, 20]), 330)
+        )
+
+
+@pytest.mark.parametrize("sequence_length", [40, 150])
+def test_layers_and_their_backward_build_one_tile_map(
+    monkeypatch: pytest.MonkeyPatch, sequence_length: int
+) -> None:
+    """Of a batch that is packed once, whether its backward is one kernel or three."""
+    built = []
+    build = _triton_attention.build_tile_map
+
+    def counted(cu_seqlens: torch.Tensor, rows: int) -> torch.Tensor:
+        built.append(rows)
+        return build(cu_seqlens, rows)
+
+    monkeypatch.setattr(_triton_attention, "build_tile_map", counted)
+    layer = nn.TransformerEncoderLayer(32, 2, 32, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 3)
+    x = torch.randn(2, sequence_length, 32, requires_grad=True)
+    mask = ~padding([sequence_length, 5], sequence_length)
+    with use_backend("triton"):
+        encoder(x, src_key_padding_mask=mask).square().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+    assert len(built) == 1
+
+
 def test_one_tile_map_serves_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(1, 16, [150, 20], [150, 20], packed=True, tail=4)
     tiles = _triton.build_tile_map(case.arguments["cu_seqlens_q"], 174)
     expected, lse = case.forward()
     gradients = case.backward(expected, lse)
     monkeypatch.setattr("ctxfast.ops._triton_attention.build_tile_map", None)
-    output, lse = _triton.attention_varlen_forward(
-        case.query, case.key, case.value, *case._positional, tile_map=tiles
-    )
-    again = _triton.attention_varlen_backward(
-        case.grad_output,
-        case.grad_lse,
-        case.query,
-        case.key,
-        case.value,
-        output,
-        lse,
-        *case._positional,
-        False,
-        tile_map_q=tiles,
-        tile_map_k=tiles,
-    )
+    case.tile_map = tiles
+    output, lse = case.forward()
+    again = case.backward(output, lse)
     assert torch.equal(output, expected)
     assert all(torch.equal(a, b) for a, b in zip(again, gradients, strict=True))
