@@ -64,7 +64,7 @@ class Plan:
             cu_seqlens_k=batch.cu_seqlens,
             max_seqlen_q=queries.max_seqlen,
             max_seqlen_k=batch.max_seqlen,
-            tile_map_q=self.tile_map,
+            tile_map_q=self.tile_map if queries is batch else None,
             tile_map_k=self.tile_map,
             bias=bias,
             dropout_p=dropout_p,

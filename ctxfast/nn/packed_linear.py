@@ -108,7 +108,7 @@ class PackedModule(PackOwner):
 def packed_copies_serve(input: Tensor) -> bool:
     """Whether a packed weight may serve now, whatever the weight."""
     return (
-        _dispatch.backend() != "reference"
+        _dispatch.backend() in ("auto", "native")
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

@@ -177,9 +177,7 @@ def _stream(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     bytes = math.prod(shape) * dtype.itemsize
     if bytes < _LARGE_PAGE:
         return torch.empty(shape, dtype=dtype)
-    room = torch.empty(
-        bytes + _LARGE_PAGE, dtype=torch.uint8
-    )  # what is not written takes no memory
+    room = torch.empty(bytes + _LARGE_PAGE, dtype=torch.uint8)  # unwritten, it takes no memory
     first = -room.data_ptr() % _LARGE_PAGE
     _module().advise_large_pages(room.data_ptr() + first, bytes)
     return room[first : first + bytes].view(dtype).view(shape)

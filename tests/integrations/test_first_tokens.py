@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ctxfast
+from ctxfast import ops
 from ctxfast.bert.selection import Selection
 from ctxfast.integrations import _encoder, _first_tokens
 from ctxfast.ops.linear_int8 import int8_unavailable_reason
@@ -289,3 +290,13 @@ def test_the_table_names_classes_that_exist() -> None:
         head = getattr(transformers, name)
         module = __import__(head.__module__, fromlist=["*"])
         assert reader is None or hasattr(module, reader[1])
+
+
+def test_through_triton(selections: list[Selection]) -> None:
+    """Packed weights are native code's alone, and it reads the plain ones."""
+    model, stock = (build("bert", HEAD) for _ in range(2))
+    stock.load_state_dict(model.state_dict())
+    arguments = call()
+    with torch.no_grad(), ops.use_backend("triton"):
+        close(ctxfast.accelerate(model)(**arguments).logits, stock(**arguments).logits)
+    assert len(selections) == 1
