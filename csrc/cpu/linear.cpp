@@ -274,12 +274,15 @@ void run(const LinearArgs& args) {
                   [&](int64_t item) { product.run(item); });
 }
 
+constexpr int64_t kSetLines = 8;  // that a set of the first cache level holds
+
 // A copy of a few rows whose distance would map all of them to one set of the first cache level,
 // which does not hold as many lines as a tall tile has rows; nullptr where they need none.
 template <typename T>
 const T* spread_rows(const LinearArgs& args, int64_t* stride) {
-  constexpr int64_t kSetsBytes = 2048, kLine = kLineBytes / int64_t(sizeof(T));
-  if (args.rows < 2 || args.input_stride * int64_t(sizeof(T)) % kSetsBytes != 0) return nullptr;
+  constexpr int64_t kSetsBytes = 4096, kLine = kLineBytes / int64_t(sizeof(T));
+  if (args.rows <= kSetLines || args.input_stride * int64_t(sizeof(T)) % kSetsBytes != 0)
+    return nullptr;
   *stride = (args.depth + kLine - 1) / kLine * kLine + kLine;
   T* rows = static_cast<T*>(thread_scratch(size_t(args.rows * *stride) * sizeof(T)));
   if (rows == nullptr) return nullptr;

@@ -18,6 +18,7 @@ from ctxfast.elmo.lstm import ElmoLstm
 from ctxfast.elmo.options import ElmoOptions
 from ctxfast.elmo.token_encoder import ElmoCharacterEncoder
 from ctxfast.elmo.weights import initial_weights
+from ctxfast.nn.packed_linear import PackedLinear
 
 _CACHED_TOKENS = 32 * 32  # encoded at once
 
@@ -75,6 +76,7 @@ class ElmoBiLm(nn.Module):
                     (options.n_tokens_vocab or 0) + 1, options.projection_dim
                 )
         self._load(tensors)
+        self._choose_copies()
         self.requires_grad_(requires_grad)
         self.num_layers = options.n_layers + 1
         self._bos_embedding: Tensor | None = None
@@ -102,6 +104,16 @@ class ElmoBiLm(nn.Module):
                 )
         plain = {name: x.detach().contiguous() for name, x in tensors.items()}
         self.load_state_dict(plain, assign=True)
+
+    def _choose_copies(self) -> None:
+        """Packs the token encoder only where it has over half as many weights as the recurrence, which reads its own at
+        every step: elsewhere a copy would save little of the time."""
+        recurrent = sum(
+            x.numel() for n, x in self._elmo_lstm.named_parameters() if "input_linearity" not in n
+        )
+        layers = [m for m in self.modules() if isinstance(m, PackedLinear)]
+        for layer in layers:
+            layer.pack_exact = 2 * sum(x.weight.numel() for x in layers) > recurrent
 
     @property
     def stateful(self) -> bool | str:

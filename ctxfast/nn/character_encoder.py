@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ctxfast import ops
 from ctxfast.nn.highway import Highway
-from ctxfast.nn.packed_linear import PackedLinear, linear_in_place
+from ctxfast.nn.packed_linear import PackedLinear, linear
 
 _TOKENS = 2048  # at once, where no gradient keeps what all of them leave behind
 
@@ -71,7 +71,7 @@ class CharacterEncoder(nn.Module):
         x = self._pooled(ids)
         if self._highways is not None:
             x = self._highways(x)
-        return x if self._projection is None else linear_in_place(self._projection, x)
+        return x if self._projection is None else linear(self._projection, x)
 
     def _pooled(self, ids: Tensor) -> Tensor:
         """[T, M] -> [T, N]"""

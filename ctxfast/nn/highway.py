@@ -39,7 +39,9 @@ class Highway(nn.Module):
         x = inputs
         for layer in self._linears():
             if self._is_relu() and is_fusable(layer) and layer.precision is None:
-                x = ops.highway(x, layer.weight, layer.bias)  # as `linear_in_place`: no copy
+                copy = layer.packed_weight([layer], x)
+                packed = None if copy is None else copy.weight
+                x = ops.highway(x, layer.weight, layer.bias, packed=packed)
             else:
                 transform, carry = layer(x).chunk(2, -1)
                 gate = torch.sigmoid(carry)

@@ -52,10 +52,13 @@ class PackedModule(PackOwner):
     """Base of modules that hold the packed weight of one linear layer, or of several that read the same input.
 
     pack: set it to False, or use `set_packing`, to run on the plain weights and save the memory of the copy.
+    pack_exact: whether calls in the type of the weights get a copy, too: a copy saves part of the time of few rows, and
+        large layers that run seldom may not be worth its memory.
     cast: whether the copy takes the dtype of the input where the weights have another.
     precision: None, "bfloat16" or "int8", from `set_precision`: the compute type wherever the copy serves.
     """
 
+    pack_exact = True
     cast = False
     precision: str | None = None
 
@@ -91,6 +94,8 @@ class PackedModule(PackOwner):
         if self.training or not self.pack or not packed_copies_serve(input):
             return None
         copy, precision = self._copy, self.precision
+        if precision is None and not self.pack_exact:
+            return None
         compute = input.dtype if precision is None else _COMPUTE[precision]
         if copy is not None and copy.compute == compute and copy.matches(weights, biases):
             return copy
@@ -209,17 +214,6 @@ def linear(
         input = input.to(weight.dtype)
     output = ACTIVATIONS[activation or "none"](module(input))
     return output if dtype is None else output.to(dtype)
-
-
-def linear_in_place(module: nn.Module, input: Tensor) -> Tensor:
-    """linear(module, input) that reads the plain weight, unless `set_precision` gave a compute type.
-
-    For large layers that take a small part of a model's time, to which a second copy of their weight would add little.
-    """
-    if is_fusable(module) and module.precision is None:
-        weight, bias = _parameters(module)  # type: ignore[arg-type]
-        return ops.linear(input, weight, bias)
-    return linear(module, input)
 
 
 def _exact_types(input: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, parametrize, vector_to_parameters
 
 from ctxfast import ops
-from ctxfast.nn import PackedLinear, PackedModule, packed_bytes, refresh, set_packing
+from ctxfast.nn import PackedLinear, PackedModule, packed_bytes, refresh, set_packing, set_precision
 from ctxfast.nn.packed_copy import pack
 from ctxfast.nn.packed_linear import linear, stacked_linear
 from ctxfast.ops import _onednn
@@ -361,3 +361,14 @@ def test_an_adapter_around_one_of_three(input: Tensor) -> None:
     assert (difference - torch.tensor([0.0, 1.0, 0.0]).repeat_interleave(16)).abs().max() < 1e-5
     handle.remove()
     assert_current(module, input)
+
+
+def test_exact_calls_without_a_copy(input: Tensor) -> None:
+    layer = PackedLinear(32, 48).eval()
+    layer.pack_exact = False
+    with torch.inference_mode():
+        assert_current(layer, input)
+        assert layer.packed_bytes == 0
+        set_precision(layer, "bfloat16")
+        layer(input)
+        assert 0 < layer.packed_bytes < BYTES
