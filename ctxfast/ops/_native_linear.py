@@ -19,6 +19,7 @@ from ctxfast.ops._native import (
 
 _ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
 _PANEL = 32  # columns of a panel in csrc/cpu/linear.h
+_PLAIN_ROWS = 384  # from which on putting a weight into panels on the way costs more than it gains
 
 
 def pack_refuses(dtype: torch.dtype, depth: int) -> str | None:
@@ -65,6 +66,8 @@ def linear_refuses(
         return None if packed.dtype == input.dtype else f"the weight is packed in {packed.dtype}"
     if not weight.is_contiguous():
         return "the weight is not contiguous"
+    if (rows := input.numel() // weight.shape[1]) > _PLAIN_ROWS:
+        return f"{rows} rows by a plain weight are faster through the GEMM library"
     return pack_refuses(weight.dtype, weight.shape[1])
 
 

@@ -129,6 +129,11 @@ def test_which_plain_weights_run() -> None:
     ):
         input = x.to(given.dtype)
         assert _native_linear.linear_refuses(input, given, None, "none", None, None) == reason
+    assert (
+        _native_linear.linear_refuses(x.expand(128, 3, 8), weight, None, "none", None, None) is None
+    )
+    reason = _native_linear.linear_refuses(x.expand(129, 3, 8), weight, None, "none", None, None)
+    assert reason is not None and reason.startswith("387 rows by a plain weight are faster")
     odd = torch.randn(4, 7).bfloat16()
     refusal = _native_linear.linear_refuses(odd, odd, None, "none", None, None)
     assert refusal is not None and "odd input size of 7" in refusal
