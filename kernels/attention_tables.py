@@ -5,9 +5,12 @@ memory), 90 (Hopper) and 100 (Blackwell); others take the nearest below. Entry 0
 compiled ahead of time in the tests, and spilled registers or too much shared memory fail there.
 
 The rows were chosen by static analysis for every architecture, no spilled registers first, then instructions per score
-and warps that fit a multiprocessor; none has been timed on a GPU yet. At head sizes 64 and 128 in 16 bits one cell
-spills: the forward at 128 on sm_80 with dropout and a window, 24 bytes a thread outside its loops. float32 fits at head
-size 64; at 128 it spills up to 5 KB a thread, in products that Triton unrolls.
+and warps that fit a multiprocessor; none has been timed on a GPU yet.
+
+Of the rows compiled with Triton 3.9 at head sizes 64 and 128 in bf16 one cell spills: the forward at 128 on sm_80 with
+dropout and a window, 24 bytes a thread outside its loops. Triton 3.6 spills 32 to 72 bytes in five of 20 cells, four of
+them with every mask, bias and dropout at once. float32 spilled nothing in the rows compiled at head size 64; at 128
+plain rows spill 2 to 5 KB a thread.
 """
 
 from dataclasses import dataclass
