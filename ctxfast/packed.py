@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,13 +49,6 @@ class PackedBatch:
     def total(self) -> int:
         """T, rows beyond the last token included."""
         return self.indices.shape[0]
-
-    @cached_property
-    def tile_map(self) -> Tensor | None:
-        """What the attention of every layer and its backward share: `ctxfast.ops.attention_tile_map` of all rows."""
-        from ctxfast import ops
-
-        return ops.attention_tile_map(self.cu_seqlens, self.total)
 
     @classmethod
     def from_mask(cls, mask: Tensor, capacity: int | None = None) -> PackedBatch:

@@ -79,7 +79,6 @@ def _key_block(
     queries = start + m
     keys = start_n + n
     inside = queries < length_q
-    start_64 = start.to(tl.int64)
     if DROPOUT:  # before the products: their operands leave few registers
         keep = keep_mask_transposed(
             start, start_n, head, sequence, seed, threshold, BLOCK_M, BLOCK_N
@@ -150,7 +149,7 @@ def _key_block(
         dq = tl.zeros([BLOCK_D, BLOCK_M], tl.float32)
         dq = tl.trans(dot(tl.trans(k), d_scores, dq, INPUT_PRECISION)) * (scale * keep_scale)
         tl.store(
-            dq_ptr + start_64 * stride_dqs + (m * stride_dqs)[:, None] + d[None, :],
+            dq_ptr + start.to(tl.int64) * stride_dqs + (m * stride_dqs)[:, None] + d[None, :],
             round_to(dq, dq_ptr.dtype.element_ty),
             mask=inside[:, None] & (d < HEAD_DIM)[None, :],
         )

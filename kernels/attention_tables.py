@@ -4,11 +4,13 @@ A table maps (architecture, dtype, head size) to tiles. The architectures are 80
 memory), 90 (Hopper) and 100 (Blackwell); others take the nearest below. Entry 0 is the interpreter. Every variant is
 compiled ahead of time in the tests, and spilled registers or too much shared memory fail there.
 
-The rows were chosen by static analysis for every architecture, few spilled registers first, then instructions per
-score and warps that fit a multiprocessor; none has been timed on a GPU yet. At head sizes 64 and 128 in 16 bits, plain,
-packed or with a key mask, spills are left with dropout only: the forward at 128 on sm_80 (40 bytes a thread), and the
-backward in one block on sm_80 (32) and on sm_86 and 89 (24). The rows of calls that read a mask or a bias for every
-score spill up to 952 bytes (sm_80, backward key, head size 64).
+The rows were chosen by static analysis for every architecture, no spilled registers first, then instructions per score
+and warps that fit a multiprocessor; none has been timed on a GPU yet.
+
+Of the rows compiled with Triton 3.9 at head sizes 64 and 128 in bf16 one cell spills: the forward at 128 on sm_80 with
+dropout and a window, 24 bytes a thread outside its loops. Triton 3.6 spills 32 to 72 bytes in five of 20 cells, four of
+them with every mask, bias and dropout at once. float32 spilled nothing in the rows compiled at head size 64; at 128
+plain rows spill 2 to 5 KB a thread.
 """
 
 from dataclasses import dataclass
@@ -87,7 +89,7 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
     if arch == 0:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32":
-        return Launch(64, 64, 8, 2 if features.block_d <= 64 else 1)
+        return Launch(64 if features.block_d <= 64 else 16, 64, 8, 1)
     if features.block_d > 128:
         return Launch(64, 64, 8, 1 if arch in (86, 89) else 2)
     # A tile of 128 queries would be at least three quarters waste.
@@ -111,7 +113,9 @@ def delta_launch(features: Features) -> Launch:
 def query_launch(arch: int, dtype: str, features: Features) -> Launch:
     if arch == 0:
         return Launch(64, 64, 4, 1)
-    if dtype == "fp32" or features.block_d > 128:
+    if dtype == "fp32":
+        return Launch(64 if features.block_d <= 64 else 16, 64, 8, 1)
+    if features.block_d > 128:
         return Launch(64, 64, 8, 1)
     if features.block_d > 64 and arch < 90:
         is_full = features.reads_tiles and features.dropout
@@ -122,7 +126,9 @@ def query_launch(arch: int, dtype: str, features: Features) -> Launch:
 def key_launch(arch: int, dtype: str, features: Features) -> Launch:
     if arch == 0:
         return Launch(64, 64, 4, 1)
-    if dtype == "fp32" or features.block_d > 128:
+    if dtype == "fp32":
+        return Launch(16, 64, 8, 1)
+    if features.block_d > 128:
         return Launch(64, 64, 8, 1)
     if features.reads_tiles:
         return _key_launch_of_tiles(arch, features)
@@ -151,8 +157,8 @@ def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -
     block_n = 64 if seqlen_k <= 64 else 128
     if arch == 0:
         return Launch(64, block_n, 4, 1)
-    # Head size 128 spills everywhere; on sm_100 the three kernels take fewer than half the instructions.
-    if features.block_d > 64 or arch >= 100:
+    # Head size 128 and float32 spill everywhere; on sm_100 the three kernels take fewer than half the instructions.
+    if features.block_d > 64 or dtype == "fp32" or arch >= 100:
         return None
     return Launch(32, block_n, 4 if block_n == 64 else 8, 1)
 
@@ -160,4 +166,6 @@ def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -
 def bias_launch(arch: int, dtype: str, features: Features) -> Launch:
     if arch == 0:
         return Launch(64, 64, 4, 1)
+    if dtype == "fp32":
+        return Launch(16, 64, 8, 1)
     return Launch(32 if arch < 90 else 64, 64, 8 if features.block_d > 64 else 4, 1)

@@ -17,9 +17,26 @@ LN2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def dot(a, b, acc, INPUT_PRECISION: tl.constexpr):
     """acc + a @ b in float32; INPUT_PRECISION is "ieee" or "tf32" and concerns float32 operands only."""
+    if a.dtype == tl.float32 and INPUT_PRECISION == "ieee":
+        return _dot_of_float32(a, b, acc)
     if INTERPRET:  # numpy has no bfloat16: the interpreter would multiply raw bits
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision=INPUT_PRECISION)
+
+
+@triton.jit
+def _dot_of_float32(a, b, acc):
+    """Sixteen columns of a at a time: outside the tensor cores a thread holds its rows of a and b whole."""
+    M: tl.constexpr = a.shape[0]
+    K: tl.constexpr = a.shape[1]
+    N: tl.constexpr = b.shape[1]
+    if K <= 16:
+        return tl.dot(a, b, acc, input_precision="ieee")
+    else:
+        a0, a1 = tl.split(tl.reshape(a, [M, K // 2, 2]))
+        b0, b1 = tl.split(tl.permute(tl.reshape(b, [K // 2, 2, N]), [0, 2, 1]))
+        acc = _dot_of_float32(a0, b0, acc)
+        return _dot_of_float32(a1, b1, acc)
 
 
 @triton.jit

@@ -122,11 +122,13 @@ class MultiheadAttention(PackedModule, nn.MultiheadAttention):
         *,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        tile_map: Tensor | None = None,
     ) -> Tensor:
         """Self-attention on packed tokens [T, embed_dim] -> [T, embed_dim].
 
         attn_mask: as in `forward`, on positions of the padded grid: the heads are padded for it
         is_causal: each token attends itself and the earlier ones of its sequence; attn_mask is not read
+        tile_map: `ops.attention_tile_map` of the batch, so that layers share it
         """
         projected = self._project(input, input, input)
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in projected)
@@ -140,8 +142,8 @@ class MultiheadAttention(PackedModule, nn.MultiheadAttention):
                 cu_seqlens_k=batch.cu_seqlens,
                 max_seqlen_q=batch.max_seqlen,
                 max_seqlen_k=batch.max_seqlen,
-                tile_map_q=batch.tile_map,
-                tile_map_k=batch.tile_map,
+                tile_map_q=tile_map,
+                tile_map_k=tile_map,
                 is_causal=is_causal,
                 dropout_p=dropout_p,
             )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctxfast import ops
 from ctxfast.nn.fusion import (
     add_and_normalise,
     as_packed_linear,
@@ -68,8 +70,17 @@ class _PackedRows:
 
     def attend(self, attention: nn.Module, x: Tensor) -> Tensor:
         return attention.forward_packed(  # type: ignore[operator]
-            x, self.batch, attn_mask=self.attn_mask, is_causal=self.is_causal
+            x,
+            self.batch,
+            attn_mask=self.attn_mask,
+            is_causal=self.is_causal,
+            tile_map=self.tile_map,
         )
+
+    @cached_property
+    def tile_map(self) -> Tensor | None:
+        """What the attention of every layer and its backward share."""
+        return ops.attention_tile_map(self.batch.cu_seqlens, self.batch.total)
 
     def coordinates(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return self.batch.sequence_ids, self.batch.positions

@@ -1,6 +1,7 @@
 """Every attention kernel of the launch tables, compiled ahead of time for GPUs that are not there.
 
 python -m ctxfast.ops._aot_attention             a Markdown table of one or two variants of every kernel
+python -m ctxfast.ops._aot_attention --table     of head sizes 64 and 128: benchmarks/results/resources_attention.md
 python -m ctxfast.ops._aot_attention --full      of all variants
 python -m ctxfast.ops._aot_attention --quick     of the few that take seconds
 python -m ctxfast.ops._aot_attention --json      one JSON object a line instead
@@ -164,6 +165,15 @@ _GRID = (  # dtype, head sizes, architectures, features, each with and without d
     ("fp32", (64, 256), (86,), _EXTREMES),
 )
 _LENGTHS = (32, 64, 128, 512)
+_TABLE = (
+    "plain",
+    "dropout",
+    "varlen dropout",
+    "key_mask dropout",
+    "attn_mask",
+    "bias",
+    "attn_mask key_mask bias window dropout",
+)
 
 
 def quick() -> Iterator[Variant]:
@@ -196,6 +206,16 @@ def everything() -> Iterator[Variant]:
             if variant.launch is not None and key not in seen:
                 seen.add(key)
                 yield variant
+
+
+def table() -> Iterator[Variant]:
+    """What the committed table lists: every kernel in bf16, with each feature, and with everything at once."""
+    for kernel in KERNELS:
+        length = 128 if kernel == "backward one block" else 512
+        yield from _variants(
+            tuple((kernel, "bf16", head_dim, length, _TABLE) for head_dim in (64, 128)),
+            (80, 90, 100),
+        )
 
 
 def scores_per_loop(variant: Variant) -> float:
@@ -265,15 +285,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Resources of the attention kernels, by sm_80 ...")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="all variants")
+    size.add_argument("--table", action="store_true", help="what the committed table lists")
     size.add_argument("--quick", action="store_true", help="few variants, in seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
     variants = everything() if arguments.full else quick() if arguments.quick else subset()
+    if arguments.table:
+        variants = table()
     write_rows(
         (record(variant) for variant in variants),
         _COLUMNS,
         "# Attention kernels, compiled ahead of time\n\n"
-        f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention`. No GPU took part.\n\n"
+        f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention --table`. No GPU took part.\n\n"
+        "Stack: bytes a thread; spilled registers would show there.\n"
         "Instructions per score: one step of the loop without masks, per thread, over its scores.\n",
         as_json=arguments.json,
     )

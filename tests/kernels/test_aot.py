@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ def compile_variants(*options: str) -> list[Row]:
     params=[
         "--quick",
         pytest.param("", id="subset", marks=pytest.mark.full),
+        pytest.param("--table", marks=pytest.mark.full),
         pytest.param("--full", marks=pytest.mark.full),
     ],
 )
@@ -85,6 +87,21 @@ def test_dropout_costs_at_most_ten_instructions_per_score(rows: list[Row]) -> No
             compared += 1
             assert row["per_score"] - plain[same(row)] <= DROPOUT_LIMIT, row
     assert compared
+
+
+def test_the_committed_table_holds_every_kernel_within_the_budgets() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "resources_attention.md"
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    names, *cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    rows = [dict(zip(names, row, strict=True)) for row in cells]
+    found = {(row["kernel"], row["sm"], row["D"]) for row in rows}
+    kernels = ("forward", "backward delta", "backward query", "backward key", "backward bias")
+    assert found >= {
+        (k, sm, d) for k in kernels for sm in ("80", "90", "100") for d in ("64", "128")
+    }
+    for row in rows:
+        assert int(row["stack"]) <= STACK_LIMIT, row
+        assert int(row["shared, bytes"]) <= SHARED_LIMIT[int(row["sm"])], row
 
 
 def test_every_architecture_finds_a_table() -> None:

@@ -122,7 +122,7 @@ def overload_arguments(name):
         bias = torch.randn(1, 3, 5, 5, requires_grad=True)
         return (*tensors, None, mask, bias, torch.tensor([3]), True, 3, -1, 0.2, 0.5)
     if name == "attention_varlen":
-        return (*tensors, OFFSETS, OFFSETS, 16, 16, None, None, False, -1, -1, 0.0, 0.5)
+        return (*tensors, OFFSETS, OFFSETS, 16, 16, *(None,) * 4, False, -1, -1, 0.0, 0.5)
     if name == "add_layer_norm":
         return (*tensors, 1e-5, 0.0, None, None, None)
     if name == "char_cnn":
