@@ -46,7 +46,7 @@ def test_forward_of_packed_sequences() -> None:
     value = torch.eye(110, 256)[rows][:, None].expand(-1, HEADS, -1)
     cu = offsets(lengths)
     output, _ = _triton.attention_varlen_forward(
-        query, key, value, cu, cu, 70, 70, None, SEED, False, -1, -1, P, 1.0
+        query, key, value, cu, cu, 70, 70, None, None, None, SEED, False, -1, -1, P, 1.0
     )
     mask = expected(SEED, 3, 70, 70)
     for b, n in enumerate(lengths):
