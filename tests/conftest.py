@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when a kernel is decorated
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from ctxfast.nn.encoder_layer import EncoderLayer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = str(Path(__file__).resolve().parent.parent / "ctxfast") + os.sep
@@ -79,6 +84,22 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder} (set CTXFAST_TEST_DATA)")
     return folder
+
+
+@pytest.fixture
+def native_layers(monkeypatch: pytest.MonkeyPatch) -> list[EncoderLayer]:
+    """The encoder layers that have run as native calls."""
+    from ctxfast.nn.encoder_layer import EncoderRun
+
+    seen: list[EncoderLayer] = []
+    run = EncoderRun.stack
+
+    def spy(self: EncoderRun, layers: Sequence[EncoderLayer], hidden: torch.Tensor) -> torch.Tensor:
+        seen.extend(layers)
+        return run(self, layers, hidden)
+
+    monkeypatch.setattr(EncoderRun, "stack", spy)
+    return seen
 
 
 @pytest.fixture(params=["bfloat16", "int8"])

@@ -9,7 +9,7 @@ Modules and parameters have the names of transformers, so that checkpoints load 
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,16 @@ from ctxfast import ops
 from ctxfast.bert.attention_plan import AttentionPlan
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS, PLAIN_ACTIVATIONS, BertConfig
 from ctxfast.bert.selection import Selection
-from ctxfast.nn.certificate import Snapshot
-from ctxfast.nn.encoder_layer import EncoderLayer, EncoderRun, encoder_layer_serves, fuse_layer
+from ctxfast.nn.encoder_layer import (
+    EncoderLayer,
+    EncoderRun,
+    EncoderStack,
+    FusedLayer,
+    encoder_layer_serves,
+    fuse_layer,
+    stack_layers,
+)
 from ctxfast.nn.fusion import is_stock
-from ctxfast.nn.packed_copy import PackedCopy
 from ctxfast.nn.packed_linear import (
     PackedLinear,
     PackedModule,
@@ -198,10 +204,8 @@ class BertLayer(nn.Module):
             plan = AttentionPlan.of_rows(selection)
         return parts["output"](parts["intermediate"](attended), attended, plan), weights
 
-    def fused(self, hidden: Tensor) -> tuple[EncoderLayer, list[PackedCopy]] | None:
-        """The layer as a native call on states like `hidden`, and the copies that it was made of; None where its parts
-        have to be called.
-        """
+    def fused(self, hidden: Tensor) -> FusedLayer | None:
+        """The layer as a native call on states like `hidden`, or None where its parts have to be called."""
         own = submodules(self)
         attention, feed_forward, second = own["attention"], own["intermediate"], own["output"]
         attend, first = (submodules(attention)[name] for name in ("self", "output"))
@@ -218,10 +222,9 @@ class BertLayer(nn.Module):
             (norm._parameters.get("weight"), norm._parameters.get("bias"), norm.eps)
             for norm in (first_parts["LayerNorm"], second_parts["LayerNorm"])
         ]
-        copies = packed_copies(attend, stacked, single, hidden)
-        layer = fuse_layer(
+        return fuse_layer(
             hidden.shape[1],
-            copies,
+            packed_copies(attend, stacked, single, hidden),
             [module._parameters.get("bias") for module in single],
             (norms[0], norms[1]),
             feed_forward.fused or "none",
@@ -229,7 +232,6 @@ class BertLayer(nn.Module):
             attend.attention_head_size**-0.5,
             hidden.dtype,
         )
-        return None if layer is None else (layer, [copy for copy in copies if copy is not None])
 
 
 _PARTS = (
@@ -240,14 +242,6 @@ _PARTS = (
     BertIntermediate,
     BertOutput,
 )
-
-
-class _Stack(NamedTuple):
-    """Layers as native calls on states of one dtype, and what they were when these were made."""
-
-    dtype: torch.dtype
-    layers: list[EncoderLayer]
-    snapshot: Snapshot
 
 
 class BertEncoder(PackOwner):
@@ -261,7 +255,7 @@ class BertEncoder(PackOwner):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
-        self._stack: _Stack | None = None
+        self._stack: EncoderStack | None = None
 
     def drop_packed(self) -> None:
         self._stack = None
@@ -335,19 +329,6 @@ class BertEncoder(PackOwner):
         modules = list(islice(self.layer, count))
         stack = self._stack
         if stack is None or stack.dtype != hidden.dtype or not stack.snapshot.matches(modules):
-            self._stack = stack = self._fuse(hidden, modules)
+            fused = (m.fused(hidden) if type(m) is BertLayer else None for m in modules)
+            self._stack = stack = stack_layers(modules, fused, hidden.dtype)
         return [] if stack is None else stack.layers
-
-    def _fuse(self, hidden: Tensor, modules: list[nn.Module]) -> _Stack | None:
-        layers: list[EncoderLayer] = []
-        copies: list[PackedCopy] = []
-        for module in modules:
-            fused = module.fused(hidden) if type(module) is BertLayer else None
-            if fused is None:
-                return None
-            layers.append(fused[0])
-            copies += fused[1]
-        if len({layer.kind for layer in layers}) > 1:
-            return None
-        fingerprints = [fingerprint for copy in copies for fingerprint in copy.fingerprints]
-        return _Stack(hidden.dtype, layers, Snapshot(modules, fingerprints))

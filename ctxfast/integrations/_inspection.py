@@ -95,5 +95,5 @@ def inspection_of(model: nn.Module, state: State) -> Inspection:
     if certificate is None or found is None or not certificate.holds():
         certificate, found = Certificate(model.modules()), Inspection.of(model)
         state.weights.keep(model.modules())
-        state.inspection, state.certificate = found, certificate
+        state.inspection, state.certificate, state.stack = found, certificate, None
     return found

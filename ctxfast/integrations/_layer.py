@@ -22,8 +22,7 @@ from ctxfast.integrations._stock import (
     require_plain,
 )
 from ctxfast.integrations._weights import PackedWeights
-from ctxfast.nn.encoder_layer import EncoderLayer, fuse_layer
-from ctxfast.nn.packed_copy import PackedCopy
+from ctxfast.nn.encoder_layer import FusedLayer, fuse_layer
 
 # transformers' activation modules, by what they compute.
 _EPILOGUES = {
@@ -178,12 +177,8 @@ class Layer:
     def head_count(self) -> int:
         return int(self.attention.__dict__[self.heads])
 
-    def fused(
-        self, hidden: Tensor, weights: PackedWeights
-    ) -> tuple[EncoderLayer, list[PackedCopy]] | None:
-        """The layer as a native call on states like `hidden`, and the copies that it was made of; None where its parts
-        have to be called.
-        """
+    def fused(self, hidden: Tensor, weights: PackedWeights) -> FusedLayer | None:
+        """The layer as a native call on states like `hidden`, or None where its parts have to be called."""
         if (
             self.activation is not None
             or (self.sampler.training and self.attention_dropout.__dict__["p"])
@@ -195,10 +190,9 @@ class Layer:
         scaling = own.get("scaling")
         single = (self.attention_output, self.intermediate, self.output)
         first, second = self.attention_norm, self.output_norm
-        copies = weights.copies(self.attention, self.projections, single, hidden)
-        layer = fuse_layer(
+        return fuse_layer(
             hidden.shape[1],
-            copies,
+            weights.copies(self.attention, self.projections, single, hidden),
             [parameter_of(module, "bias") for module in single],
             (
                 (parameter_of(first, "weight"), parameter_of(first, "bias"), first.__dict__["eps"]),
@@ -213,7 +207,6 @@ class Layer:
             own["attention_head_size"] ** -0.5 if scaling is None else scaling,
             hidden.dtype,
         )
-        return None if layer is None else (layer, [copy for copy in copies if copy is not None])
 
 
 def _drops(dropout: nn.Module | None) -> bool:

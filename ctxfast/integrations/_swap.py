@@ -22,6 +22,7 @@ from torch import nn
 from ctxfast.integrations._families import family_of
 from ctxfast.integrations._weights import PackedWeights
 from ctxfast.nn.certificate import Certificate
+from ctxfast.nn.encoder_layer import EncoderStack
 
 STATE = "_ctxfast"
 
@@ -48,7 +49,7 @@ class State:
         self.weights = PackedWeights(options.quantization)
         self.certificate: Certificate | None = None
         self.inspection: Any = None
-        self.stack: Any = None
+        self.stack: EncoderStack | None = None  # of what the inspection found
         self.last_padding: float | None = None
         self.last_reason: str | None = None
 

@@ -8,11 +8,13 @@ wants to see the parts (hooks, adapters, gradients, `explain`), gets the calls o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ctxfast.nn.certificate import Snapshot
 from ctxfast.nn.packed_copy import PackedCopy
 from ctxfast.ops._native_encoder_layer import (
     EncoderLayer,
@@ -21,9 +23,18 @@ from ctxfast.ops._native_encoder_layer import (
     encoder_layer_serves,
 )
 
-__all__ = ["EncoderLayer", "EncoderRun", "encoder_layer_serves", "fuse_layer"]
+__all__ = [
+    "EncoderLayer",
+    "EncoderRun",
+    "EncoderStack",
+    "FusedLayer",
+    "encoder_layer_serves",
+    "fuse_layer",
+    "stack_layers",
+]
 
 Norm = tuple[Tensor, Tensor, float]
+FusedLayer = tuple[EncoderLayer, Sequence[PackedCopy]]  # and the copies that it was made of
 
 
 def _readable(parameter: Tensor, size: int, dtype: torch.dtype) -> bool:
@@ -64,22 +75,21 @@ def fuse_layer(
     heads: int,
     scale: float,
     dtype: torch.dtype,
-) -> EncoderLayer | None:
+) -> FusedLayer | None:
     """A layer of states [T, size] as one call; None where its parts must be called.
 
     copies: of query, key and value stacked, the attention output, and the two layers of the feed-forward block
     biases: of the last three;  norms: weight, bias and eps behind the attention and behind the feed-forward block
     dtype: of the states
     """
-    if None in copies:
+    held_copies = [copy for copy in copies if copy is not None]
+    if len(held_copies) < len(copies):
         return None
-    up = copies[2]
-    assert up is not None
-    inner = up.plain.shape[0]
+    inner = held_copies[2].plain.shape[0]
     shapes = ((3 * size, size), (size, size), (inner, size), (size, inner))
     linears = [
         _packed_weight(copy, bias, *shape, dtype)
-        for copy, bias, shape in zip(copies, (None, *biases), shapes, strict=True)
+        for copy, bias, shape in zip(held_copies, (None, *biases), shapes, strict=True)
     ]
     ready = [linear for linear in linears if linear is not None]
     if len(ready) < 4 or len({linear.scales is None for linear in ready}) > 1:
@@ -89,4 +99,30 @@ def fuse_layer(
         _readable(parameter, size, held) for norm in norms for parameter in norm[:2]
     ):
         return None
-    return EncoderLayer(ready, norms, dtype, size, inner, heads, activation, scale)
+    layer = EncoderLayer(ready, norms, dtype, size, inner, heads, activation, scale)
+    return layer, held_copies
+
+
+class EncoderStack(NamedTuple):
+    """Layers as native calls on states of one dtype, and what their modules were when these were made."""
+
+    dtype: torch.dtype
+    layers: list[EncoderLayer]
+    snapshot: Snapshot
+
+
+def stack_layers(
+    modules: Sequence[nn.Module], fused: Iterable[FusedLayer | None], dtype: torch.dtype
+) -> EncoderStack | None:
+    """The modules, each fused on states of that dtype; None where one of them is not, or computes in another type."""
+    layers: list[EncoderLayer] = []
+    copies: list[PackedCopy] = []
+    for found in fused:
+        if found is None:
+            return None
+        layers.append(found[0])
+        copies += found[1]
+    if len({layer.kind for layer in layers}) > 1:
+        return None
+    fingerprints = [fingerprint for copy in copies for fingerprint in copy.fingerprints]
+    return EncoderStack(dtype, layers, Snapshot(modules, fingerprints))

@@ -289,14 +289,14 @@ def main() -> None:
     size.add_argument("--quick", action="store_true", help="few variants, in seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
-    variants = everything() if arguments.full else quick() if arguments.quick else subset()
-    if arguments.table:
-        variants = table()
+    choices = {"full": everything, "table": table, "quick": quick}
+    chosen = next((name for name in choices if getattr(arguments, name)), None)
+    option = "" if chosen is None else f" --{chosen}"
     write_rows(
-        (record(variant) for variant in variants),
+        (record(variant) for variant in choices.get(chosen or "", subset)()),
         _COLUMNS,
         "# Attention kernels, compiled ahead of time\n\n"
-        f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention --table`. No GPU took part.\n\n"
+        f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention{option}`. No GPU took part.\n\n"
         "Stack: bytes a thread; spilled registers would show there.\n"
         "Instructions per score: one step of the loop without masks, per thread, over its scores.\n",
         as_json=arguments.json,

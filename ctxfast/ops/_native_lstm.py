@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ctxfast.ops._lstm import Direction, Gradients, Kept, Recurrence, Sequences
-from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
+from ctxfast.ops._native import (
+    _DTYPES,
+    _address,
+    _aligned,
+    _check,
+    _large,
+    _module,
+    _refusal,
+    _stream,
+)
 from ctxfast.ops._native_matrix_product import product, product_and_row_sums
 
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
@@ -62,7 +71,7 @@ def pack(
             _check("lstm", found)
         return found
 
-    packed = _large(torch.empty(call(0), dtype=torch.uint8))
+    packed = _stream((call(0),), torch.uint8)
     call(packed.data_ptr())
     return packed
 

@@ -165,3 +165,35 @@ def test_accelerate_takes_a_registered_model(registered: None) -> None:
     inputs = batch(padding_mask("ones"))
     close(ours(**inputs)[0], theirs(**inputs)[0])
     assert "2 of 2 layers fused" in ctxfast.explain(ours).notes[0]
+
+
+@pytest.mark.parametrize(("size", "layers", "whole"), [(384, 6, False), (768, 12, True)])
+def test_the_check_is_cheap(size: int, layers: int, whole: bool) -> None:
+    """What sees at each call that nobody has changed the model, beside the shortest forward there is.
+
+    whole: what parameters hold is looked at too, not only which modules there are
+    """
+    import time
+
+    config = transformers.BertConfig(
+        vocab_size=100, hidden_size=size, num_hidden_layers=layers, intermediate_size=4 * size
+    )
+    model = ctxfast.accelerate(transformers.BertModel(config).eval())
+    call = {"input_ids": torch.arange(12)[None]}
+
+    def best(function: Any, calls: int) -> float:
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            times.append((time.perf_counter() - start) / calls)
+        return min(times)
+
+    with torch.inference_mode():
+        forward = best(lambda: model(**call), 5)
+        state = vars(model)["_ctxfast"]
+        check = best(state.certificate.holds, 50)
+        if whole and state.stack is not None:
+            check += best(state.stack.snapshot.contents_hold, 50)
+    assert check < 0.02 * forward, f"{check * 1e6:.0f} us of {forward * 1e6:.0f} us"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ctxfast
 from ctxfast import ops
 from ctxfast.ops import _dispatch, _native
-from ctxfast.ops._native_encoder_layer import EncoderLayer, EncoderRun
+from ctxfast.ops._native_encoder_layer import EncoderLayer
 from ctxfast.ops.linear_int8 import int8_unavailable_reason
 from tests.integrations.lifecycle_cases import inputs, valid
 from tests.integrations.model_cases import FAMILIES, build, close, twin
@@ -30,23 +30,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[EncoderLayer]:
-    """The layers that ran as native calls."""
-    seen: list[EncoderLayer] = []
-    run = EncoderRun.stack
-
-    def spy(self: EncoderRun, layers: Sequence[EncoderLayer], hidden: Tensor) -> Tensor:
-        seen.extend(layers)
-        return run(self, layers, hidden)
-
-    monkeypatch.setattr(EncoderRun, "stack", spy)
-    return seen
-
-
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gives_the_bits_of_its_parts(calls: list[EncoderLayer], family: str, options: str) -> None:
+def test_gives_the_bits_of_its_parts(
+    native_layers: list[EncoderLayer], family: str, options: str
+) -> None:
     if options == "int8" and (reason := int8_unavailable_reason()):
         pytest.skip(reason)
     model = ctxfast.accelerate(build(family), **OPTIONS[options])
@@ -56,8 +44,12 @@ def test_gives_the_bits_of_its_parts(calls: list[EncoderLayer], family: str, opt
         states = model(**inputs(), output_hidden_states=True).hidden_states
         with _dispatch.record():  # which wants to see every operator
             parts = model(**inputs(), output_hidden_states=True).hidden_states
-    assert len(calls) == (0 if family == "mpnet" else 4 * layers)  # csrc adds no relative bias
-    assert all(calls[k] is calls[k % layers] for k in range(len(calls)))  # made once
+    assert len(native_layers) == (
+        0 if family == "mpnet" else 4 * layers
+    )  # csrc adds no relative bias
+    assert all(
+        native_layers[k] is native_layers[k % layers] for k in range(len(native_layers))
+    )  # made once
     assert len(states) == len(parts) == layers + 1
     assert all(map(torch.equal, states, parts))
     assert all(torch.equal(x, valid_rows(states[-1])) for x in whole)
@@ -155,7 +147,7 @@ def offload(model: nn.Module) -> None:
     ],
 )
 def test_what_somebody_put_into_a_layer_is_called(
-    calls: list[EncoderLayer], change: Callable[[nn.Module], None]
+    native_layers: list[EncoderLayer], change: Callable[[nn.Module], None]
 ) -> None:
     if change is offload:
         pytest.importorskip("accelerate")
@@ -169,11 +161,11 @@ def test_what_somebody_put_into_a_layer_is_called(
         ours.encoder.layer[1].register_forward_hook(observe)
     with torch.no_grad():
         before = valid(ours)
-        assert len(calls) == 2
+        assert len(native_layers) == 2
         for model in (ours, theirs):
             change(model)
         close(valid(ours), valid(theirs))
-    assert len(calls) == 2
+    assert len(native_layers) == 2
     assert (before - valid(theirs)).abs().max() > 0.01
 
 
@@ -240,32 +232,32 @@ def loaded(model: nn.Module) -> None:
     ],
 )
 def test_a_change_is_seen_by_the_next_call(
-    calls: list[EncoderLayer], change: Callable[[nn.Module], None], options: str
+    native_layers: list[EncoderLayer], change: Callable[[nn.Module], None], options: str
 ) -> None:
     model = ctxfast.accelerate(build("bert"), **OPTIONS[options])
     with torch.no_grad():
         before = valid(model)
         change(model)
         after = valid(model)
-        assert len(calls) == 4
+        assert len(native_layers) == 4
         assert (after - before).abs().max() > 0.01
         assert torch.equal(valid(ctxfast.accelerate(twin(model), **OPTIONS[options])), after)
 
 
 @pytest.mark.parametrize("path", ["attention.self", "attention.output", ""])
-def test_dropout_that_is_switched_on_drops(calls: list[EncoderLayer], path: str) -> None:
+def test_dropout_that_is_switched_on_drops(native_layers: list[EncoderLayer], path: str) -> None:
     model = ctxfast.accelerate(build("bert", dropout=0.5))
     with torch.no_grad():
         before = valid(model)
         model.encoder.layer[1].get_submodule(path).train()  # the model itself is not told
         assert (valid(model) - before).abs().max() > 0.01
-        assert len(calls) == 2
+        assert len(native_layers) == 2
         model.eval()
         assert torch.equal(valid(model), before)
-    assert len(calls) == 4
+    assert len(native_layers) == 4
 
 
-def test_a_weight_turned_where_it_lies_is_seen(calls: list[EncoderLayer]) -> None:
+def test_a_weight_turned_where_it_lies_is_seen(native_layers: list[EncoderLayer]) -> None:
     """Its address, shape, version and values in memory stay. What is not contiguous runs by its parts."""
     model = ctxfast.accelerate(build("bert"))
     with torch.no_grad():
@@ -274,7 +266,7 @@ def test_a_weight_turned_where_it_lies_is_seen(calls: list[EncoderLayer]) -> Non
         weight.data = weight.data.t()
         after = valid(model)
         close(after, valid(ctxfast.restore(model)))
-    assert len(calls) == 2
+    assert len(native_layers) == 2
     assert (after - before).abs().max() > 0.01
 
 
@@ -288,7 +280,7 @@ def test_a_bias_cut_where_it_lies_is_not_read_beyond_its_end() -> None:
             valid(model)
 
 
-def test_a_parameter_that_goes_is_missed(calls: list[EncoderLayer]) -> None:
+def test_a_parameter_that_goes_is_missed(native_layers: list[EncoderLayer]) -> None:
     """The last one of the last module, behind which nothing else could be out of place."""
     model = ctxfast.accelerate(build("distilbert"))
     with torch.no_grad():
@@ -300,7 +292,7 @@ def test_a_parameter_that_goes_is_missed(calls: list[EncoderLayer]) -> None:
             valid(model)
 
 
-def test_states_of_another_type_get_layers_of_theirs(calls: list[EncoderLayer]) -> None:
+def test_states_of_another_type_get_layers_of_theirs(native_layers: list[EncoderLayer]) -> None:
     model = ctxfast.accelerate(build("bert"))
     model.pooler = None
     dtype = torch.float32
@@ -309,18 +301,18 @@ def test_states_of_another_type_get_layers_of_theirs(calls: list[EncoderLayer]) 
         exact = valid(model)
         dtype = torch.bfloat16
         rounded = valid(model)
-    assert len(calls) == 4 and rounded.dtype == torch.bfloat16
+    assert len(native_layers) == 4 and rounded.dtype == torch.bfloat16
     error = (rounded.float() - exact).abs().max()
     assert 0 < error < 0.1 * exact.abs().max()
 
 
-def test_layers_of_several_kinds_run_by_their_parts(calls: list[EncoderLayer]) -> None:
+def test_layers_of_several_kinds_run_by_their_parts(native_layers: list[EncoderLayer]) -> None:
     theirs = build("bert")
     prune(theirs.encoder.layer[1])
     ours = ctxfast.accelerate(twin(theirs))
     with torch.no_grad():
         close(valid(ours), valid(theirs))
-    assert not calls
+    assert not native_layers
 
 
 def prune(layer: nn.Module) -> None:
@@ -330,7 +322,7 @@ def prune(layer: nn.Module) -> None:
     down.weight = nn.Parameter(down.weight[:, :20].contiguous())
 
 
-def test_who_else_gets_the_parts(calls: list[EncoderLayer]) -> None:
+def test_who_else_gets_the_parts(native_layers: list[EncoderLayer]) -> None:
     theirs = build("bert")
     ours = ctxfast.accelerate(twin(theirs))
     exact = valid(ours)  # with gradients
@@ -345,15 +337,15 @@ def test_who_else_gets_the_parts(calls: list[EncoderLayer]) -> None:
         ctxfast.accelerate(ours, unpad=False)
         close(ours(**inputs())[0], theirs(**inputs())[0])
         ctxfast.accelerate(ours)
-        assert not calls
+        assert not native_layers
         close(valid(ours), exact)
-        assert len(calls) == 2
+        assert len(native_layers) == 2
         with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
             close(valid(ours), exact)
         ours.encoder.layer = nn.ModuleList()
         theirs.encoder.layer = nn.ModuleList()
         close(valid(ours), valid(theirs))
-        assert len(calls) == 2
+        assert len(native_layers) == 2
 
 
 def write_unseen(model: nn.Module) -> None:
@@ -384,17 +376,17 @@ def test_packed_weights_are_given_back(announce: Callable[[nn.Module], object]) 
         assert (valid(model) - before).abs().max() > 0.01
 
 
-def test_copies_and_restored_models_hold_nothing(calls: list[EncoderLayer]) -> None:
+def test_copies_and_restored_models_hold_nothing(native_layers: list[EncoderLayer]) -> None:
     theirs = build("bert")
     ours = ctxfast.accelerate(twin(theirs))
     with torch.no_grad():
         expected = valid(ours)
         other = copy.deepcopy(ours)
         assert torch.equal(valid(other), expected)
-        assert len(set(map(id, calls))) == 4
-        panels = weakref.ref(calls[0].tensors[0])
-        calls.clear()
+        assert len(set(map(id, native_layers))) == 4
+        panels = weakref.ref(native_layers[0].tensors[0])
+        native_layers.clear()
         ctxfast.restore(ours)
         assert panels() is None
         assert torch.equal(valid(ours), valid(theirs))
-    assert not calls
+    assert not native_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from ctxfast.bert import BertConfig, BertForSequenceClassification, BertModel
 from ctxfast.bert.encoder import BertIntermediate
 from ctxfast.nn import refresh, set_packing, set_precision
 from ctxfast.ops import _dispatch, _native
-from ctxfast.ops._native_encoder_layer import EncoderLayer, EncoderRun
+from ctxfast.ops._native_encoder_layer import EncoderLayer
 from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 pytestmark = pytest.mark.skipif(
@@ -32,20 +32,6 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 60,
     "initializer_range": 0.3,
 }
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[EncoderLayer]:
-    """The layers that ran as native calls."""
-    seen: list[EncoderLayer] = []
-    run = EncoderRun.stack
-
-    def spy(self: EncoderRun, layers: Sequence[EncoderLayer], hidden: Tensor) -> Tensor:
-        seen.extend(layers)
-        return run(self, layers, hidden)
-
-    monkeypatch.setattr(EncoderRun, "stack", spy)
-    return seen
 
 
 def model(**changes: Any) -> BertModel:
@@ -74,7 +60,7 @@ def by_parts(bert: nn.Module, *inputs: Tensor, operator: str = "linear") -> Tens
 @pytest.mark.parametrize("compute", [None, "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gives_the_bits_of_its_parts(
-    calls: list[EncoderLayer],
+    native_layers: list[EncoderLayer],
     act: str,
     lengths: tuple[int, ...],
     compute: str | None,
@@ -90,7 +76,7 @@ def test_gives_the_bits_of_its_parts(
     with torch.inference_mode():
         whole = bert(*inputs).last_hidden_state
         found = bert(*inputs, output_hidden_states=True)
-    assert len(calls) == 6
+    assert len(native_layers) == 6
     assert whole.abs().sum() > 0
     assert torch.equal(whole, by_parts(bert, *inputs, operator=OPERATORS[compute]))
     assert torch.equal(found.last_hidden_state, whole)
@@ -98,12 +84,12 @@ def test_gives_the_bits_of_its_parts(
     assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
 
 
-def test_a_head_needs_the_last_layer_in_parts(calls: list[EncoderLayer]) -> None:
+def test_a_head_needs_the_last_layer_in_parts(native_layers: list[EncoderLayer]) -> None:
     bert = BertForSequenceClassification(BertConfig(**SMALL)).eval()
     inputs = batch(9, 4)
     with torch.no_grad():
         found = bert(*inputs).logits
-    assert len(calls) == 2
+    assert len(native_layers) == 2
     assert torch.equal(found, by_parts(bert, *inputs))
 
 
@@ -148,20 +134,20 @@ def other_class(bert: BertModel) -> None:
 
 @pytest.mark.parametrize("change", [hook, hook_a_layer, wrap, patch, drop, other_class])
 def test_what_somebody_put_into_a_layer_is_called(
-    calls: list[EncoderLayer], change: Callable[[BertModel], None]
+    native_layers: list[EncoderLayer], change: Callable[[BertModel], None]
 ) -> None:
     bert = model()
     inputs = batch(9, 4)
     with torch.no_grad():
         before = bert(*inputs).last_hidden_state
-        assert len(calls) == 3
+        assert len(native_layers) == 3
         change(bert)
         after = bert(*inputs).last_hidden_state
-    assert len(calls) == 3
+    assert len(native_layers) == 3
     assert (after - before).abs().max() > 0.01
 
 
-def test_who_else_gets_the_parts(calls: list[EncoderLayer]) -> None:
+def test_who_else_gets_the_parts(native_layers: list[EncoderLayer]) -> None:
     bert = model()
     inputs = batch(9, 4)
     exact = bert(*inputs).last_hidden_state
@@ -173,27 +159,27 @@ def test_who_else_gets_the_parts(calls: list[EncoderLayer]) -> None:
         bert(*inputs, output_attentions=True)
         set_packing(bert, False)
         bert(*inputs)
-        assert not calls
+        assert not native_layers
         set_packing(bert, True)
         assert (bert(*inputs).last_hidden_state - exact).abs().max() < 2e-5
         bert.double()
         bert(*inputs)
-    assert len(calls) == 3
+    assert len(native_layers) == 3
 
 
-def test_layers_of_mixed_precision_run_by_their_parts(calls: list[EncoderLayer]) -> None:
+def test_layers_of_mixed_precision_run_by_their_parts(native_layers: list[EncoderLayer]) -> None:
     bert = model()
     inputs = batch(9, 4)
     with torch.no_grad():
         exact = bert(*inputs).last_hidden_state
-        assert len(calls) == 3
+        assert len(native_layers) == 3
         set_precision(bert.encoder.layer[1].attention.self, "bfloat16")
         mixed = bert(*inputs).last_hidden_state
-        assert len(calls) == 3
+        assert len(native_layers) == 3
     assert 0 < (mixed - exact).abs().max() < 0.2
 
 
-def test_written_weights_are_seen(calls: list[EncoderLayer]) -> None:
+def test_written_weights_are_seen(native_layers: list[EncoderLayer]) -> None:
     bert = model()
     inputs = batch(12)
     with torch.no_grad():
@@ -203,15 +189,17 @@ def test_written_weights_are_seen(calls: list[EncoderLayer]) -> None:
             with ops.use_backend("reference"):
                 expected = bert(*inputs).last_hidden_state
             assert (bert(*inputs).last_hidden_state - expected).abs().max() < 1e-4
-    assert len(calls) == 6
+    assert len(native_layers) == 6
 
 
-def test_nothing_is_made_again_while_nothing_changes(calls: list[EncoderLayer]) -> None:
+def test_nothing_is_made_again_while_nothing_changes(native_layers: list[EncoderLayer]) -> None:
     bert = model()
     with torch.no_grad():
         for _ in range(3):
             bert(*batch(9, 4))
-    assert len(calls) == 9 and all(calls[k] is calls[k + 3] for k in range(6))
+    assert len(native_layers) == 9 and all(
+        native_layers[k] is native_layers[k + 3] for k in range(6)
+    )
 
 
 def other_storage(bert: BertModel) -> None:
@@ -268,7 +256,7 @@ def loaded(bert: BertModel) -> None:
     ],
 )
 def test_a_change_is_seen_by_the_next_call(
-    calls: list[EncoderLayer], change: Callable[[BertModel], None], compute: str | None
+    native_layers: list[EncoderLayer], change: Callable[[BertModel], None], compute: str | None
 ) -> None:
     bert = model()
     for parameter in bert.parameters():
@@ -279,13 +267,13 @@ def test_a_change_is_seen_by_the_next_call(
         before = bert(*inputs).last_hidden_state
         change(bert)
         after = bert(*inputs).last_hidden_state
-        assert len(calls) == 6
+        assert len(native_layers) == 6
         assert (after - before).abs().max() > 0.01
         refresh(bert)
         assert torch.equal(bert(*inputs).last_hidden_state, after)
 
 
-def test_a_weight_turned_where_it_lies_is_seen(calls: list[EncoderLayer]) -> None:
+def test_a_weight_turned_where_it_lies_is_seen(native_layers: list[EncoderLayer]) -> None:
     """Its address, shape, version and values in memory stay. What is not contiguous runs by its parts."""
     bert = model()
     inputs = batch(9, 4)
@@ -296,7 +284,7 @@ def test_a_weight_turned_where_it_lies_is_seen(calls: list[EncoderLayer]) -> Non
         after = bert(*inputs).last_hidden_state
         with ops.use_backend("reference"):
             expected = bert(*inputs).last_hidden_state
-    assert len(calls) == 3
+    assert len(native_layers) == 3
     assert (after - before).abs().max() > 0.01 and (after - expected).abs().max() < 1e-4
 
 
@@ -310,7 +298,7 @@ def test_a_bias_cut_where_it_lies_is_not_read_beyond_its_end() -> None:
             bert(*batch(9, 4))
 
 
-def test_copies_of_the_model_run_their_own_layers(calls: list[EncoderLayer]) -> None:
+def test_copies_of_the_model_run_their_own_layers(native_layers: list[EncoderLayer]) -> None:
     bert = model()
     inputs = batch(9, 4)
     with torch.no_grad():
@@ -318,7 +306,7 @@ def test_copies_of_the_model_run_their_own_layers(calls: list[EncoderLayer]) -> 
         twins = copy.deepcopy(bert), pickle.loads(pickle.dumps(bert))
         for twin in twins:
             assert torch.equal(twin(*inputs).last_hidden_state, expected)
-    assert len(calls) == 9 and len(set(map(id, calls))) == 9
+    assert len(native_layers) == 9 and len(set(map(id, native_layers))) == 9
 
 
 @pytest.mark.parametrize(
