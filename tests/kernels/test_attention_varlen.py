@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from ctxfast import nn, ops
+import ctxfast
+from ctxfast import bert, nn, ops
 from ctxfast.ops import _triton, _triton_attention, use_backend
 from tests.kernels.cases import FLOATS, Case, offsets, padding
 
@@ -90,9 +93,40 @@ def test_tile_map_is_a_registered_operator() -> None:
         )
 
 
+def packed_transformer() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    layer = nn.TransformerEncoderLayer(32, 2, 32, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    return lambda x, mask: encoder(x, src_key_padding_mask=~mask)
+
+
+SIZES = dict(
+    vocab_size=9,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+
+
+def own_bert() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    model = bert.BertModel(bert.BertConfig(**SIZES)).train()
+    return lambda x, mask: model(inputs_embeds=x, attention_mask=mask).last_hidden_state
+
+
+def accelerated_bert() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    transformers = pytest.importorskip("transformers")
+    model = ctxfast.accelerate(transformers.BertModel(transformers.BertConfig(**SIZES))).train()
+    return lambda x, mask: model(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state
+
+
 @pytest.mark.parametrize("sequence_length", [40, 150])
+@pytest.mark.parametrize("build_model", [packed_transformer, own_bert, accelerated_bert])
 def test_layers_and_their_backward_build_one_tile_map(
-    monkeypatch: pytest.MonkeyPatch, sequence_length: int
+    monkeypatch: pytest.MonkeyPatch,
+    build_model: Callable[[], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]],
+    sequence_length: int,
 ) -> None:
     """Of a batch that is packed once, whether its backward is one kernel or three."""
     built = []
@@ -103,12 +137,11 @@ def test_layers_and_their_backward_build_one_tile_map(
         return build(cu_seqlens, rows)
 
     monkeypatch.setattr(_triton_attention, "build_tile_map", counted)
-    layer = nn.TransformerEncoderLayer(32, 2, 32, dropout=0.0, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, 3)
+    model = build_model()
     x = torch.randn(2, sequence_length, 32, requires_grad=True)
-    mask = ~padding([sequence_length, 5], sequence_length)
+    mask = padding([sequence_length, 5], sequence_length)
     with use_backend("triton"):
-        encoder(x, src_key_padding_mask=mask).square().sum().backward()
+        model(x, mask).square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
     assert len(built) == 1
 
