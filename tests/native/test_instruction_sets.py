@@ -84,10 +84,10 @@ def test_cross_entropy(isa, dtype):
     (gradient,) = torch.autograd.grad(losses.sum() * 0.5, exact)
     found = logits.clone()
     result = _native_linear.cross_entropy_(found, labels, 0.5, True)
-    precision = torch.finfo(dtype).eps
     wide = torch.finfo(result.dtype).eps
+    rounding = torch.finfo(dtype).eps / 2  # of what is stored
     torch.testing.assert_close(result.double(), losses, rtol=8 * wide, atol=8 * wide)
-    torch.testing.assert_close(found.double(), gradient, rtol=8 * precision, atol=precision)
+    torch.testing.assert_close(found.double(), gradient, rtol=rounding + 8 * wide, atol=wide)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "tanh"])
