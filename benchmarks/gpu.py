@@ -87,6 +87,7 @@ def steps(folder: Path) -> list[Step]:
         _bench(folder, "bench-attention", 3, "attention"),
         Step("attention", 240, _tests(attention, "-k", f"not ({FIRST})", spread=spread)),
         Step("linear", 90, _tests("tests/ops/test_linear_gpu.py", spread=min(spread, 6))),
+        Step("graphs", 60, _tests("tests/integrations/test_cuda_graphs.py", "-k", "on_a_device")),
         Step("lstm", 120, _tests(lstm, "-k", "not (float64 or any_size)")),
         _bench(folder, "bench-all", 4),
     ]

@@ -39,13 +39,15 @@ def accelerate(
     unpad: compute valid tokens only. Outputs are those of each sentence alone and zero in padding; logits of question
            answering are the lowest value of their type there; labels in padding count as -100. False computes padded
            rows as well and gives what transformers gives for the padded batch
-    cuda_graphs: False; True is not available yet
+    cuda_graphs: capture the layers of short calls without gradients as CUDA graphs, one for each bucket of tokens,
+           sequences and lengths, and launch these; longer calls, and those that want attention weights, hidden states
+           or a 4-dimensional mask, launch their kernels one by one. Not yet run on a GPU
 
     Names of modules, state_dict, configuration, signature and save_pretrained stay as they are; `restore` undoes it.
     Accelerating twice replaces the options. `ctxfast.explain(model)` says which layers are fused, and why others not.
 
-    Raises ValueError where no supported encoder is inside, for decoders, for ONNX and OpenVINO backends, and where
-    8-bit products are not available.
+    Raises ValueError where no supported encoder is inside, for decoders, for ONNX and OpenVINO backends, where 8-bit
+    products are not available, and for cuda_graphs where the model is not on a CUDA device.
     """
     options = _options(dtype, quantization, unpad, cuda_graphs)
     root = _module(model, "accelerate")
@@ -56,7 +58,6 @@ def accelerate(
         _require_int8(encoders, dtype)
     if cuda_graphs:
         _require_cuda(encoders)
-        raise NotImplementedError("accelerate: cuda_graphs=True is not available yet")
     for module in encoders:
         swap(module, model_forward(type(module)), options)
     for module in root.modules():

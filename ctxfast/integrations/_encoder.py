@@ -17,6 +17,7 @@ from ctxfast.integrations._first_tokens import (
     first_tokens_suffice,
     wants_first_token_first,
 )
+from ctxfast.integrations._graphs import graphs_of
 from ctxfast.integrations._inspection import Inspection, inspection_of
 from ctxfast.integrations._plan import Plan, contiguous, layout, row_count
 from ctxfast.integrations._stack import stack_of
@@ -195,6 +196,9 @@ class _Run:
         if found.family.relative_bias:
             plan = self.plan = self._with_bias(hidden)
         keep = bool(self.selected)
+        graphs = None if keep else graphs_of(state, found, hidden, plan)
+        if graphs is not None:
+            return [graphs.run(hidden, plan, state.weights)], []
         states, attentions = [hidden], []
         fused = stack_of(state, found, hidden, plan)
         if self._needs_first_tokens(bool(fused)):

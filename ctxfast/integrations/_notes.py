@@ -24,6 +24,7 @@ def encoder_notes(model: Any, name: str) -> list[str]:
     settings = [] if options.dtype is None else [f"computes in {options.dtype}"]
     settings += [] if options.quantization is None else ["products of 8-bit integers"]
     settings += [] if options.unpad else ["padded rows are computed"]
+    settings += [f"{len(state.graphs or ())} CUDA graphs"] if options.cuda_graphs else []
     lines = [f"{label}: {fused} of {len(found.layers)} layers fused{_joined(settings)}"]
     if state.last_reason is not None:
         lines.append(f"{label}: the last call ran transformers' code: {state.last_reason}")

@@ -50,6 +50,7 @@ class State:
         self.certificate: Certificate | None = None
         self.inspection: Any = None
         self.stack: EncoderStack | None = None  # of what the inspection found
+        self.graphs: Any = None
         self.last_padding: float | None = None
         self.last_reason: str | None = None
 
@@ -59,9 +60,9 @@ class State:
         self.certificate = self.inspection = None
 
     def drop_weights(self) -> None:
-        """Forgets packed weights."""
+        """Forgets packed weights, and what holds their addresses."""
         self.weights.drop()
-        self.stack = None
+        self.stack = self.graphs = None
 
 
 def state_of(module: nn.Module) -> State:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 BACKENDS = ("auto", "native", "triton", "reference")
 
 logger = logging.getLogger("ctxfast")
@@ -79,6 +81,22 @@ def use_backend(name: str) -> Iterator[None]:
 def unobserved() -> bool:
     """Whether every operator takes its native implementation where it has one, and nobody records which one ran."""
     return _backend in ("auto", "native") and not _recorders and not _surveys
+
+
+def parts_unseen(device_type: str) -> bool:
+    """Whether operators may be called together, as one: nobody looks at each of them.
+
+    Gradients, autocast, compilation, transforms, modes and `explain` do.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and unobserved()
+        and not torch.is_autocast_enabled(device_type)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+    )
 
 
 class Operator:

@@ -26,12 +26,9 @@ from ctxfast.ops._native_linear import _ACTIVATIONS
 
 
 def encoder_layer_serves(hidden: Tensor, heads: int) -> bool:
-    """Whether layers may run as one call each on hidden [T, N], float32 or bfloat16 on a CPU, unseen.
-
-    Gradients, autocast, compilation, transforms, modes and `explain` look at their parts.
-    """
+    """Whether layers may run as one call each on hidden [T, N], float32 or bfloat16 on a CPU, unseen."""
     return (
-        not torch.is_grad_enabled()
+        _dispatch.parts_unseen("cpu")
         and type(hidden) is Tensor
         and hidden.dtype in (torch.float32, torch.bfloat16)
         and hidden.is_cpu
@@ -40,12 +37,6 @@ def encoder_layer_serves(hidden: Tensor, heads: int) -> bool:
         and hidden.shape[0] > 0
         and 0 < hidden.shape[1] <= 256 * heads
         and not hidden.is_neg()
-        and _dispatch.unobserved()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
         and available()
     )
 
