@@ -1,7 +1,7 @@
 """The layers of an encoder as CUDA graphs, for calls so short that launching kernels takes longer than running them.
 
 A graph is a fixed list of launches that read and write fixed addresses. One serves every batch that fits its bucket:
-rows are rounded up and zero beyond the last token, and sequences that are not there have no tokens.
+sequences that are not there have no tokens, and what rows beyond the last token hold reaches no other row.
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ class _Graph:
             self._hidden = hidden.new_zeros((bucket.rows, hidden.shape[1]))
             self._cu_seqlens = plan.batch.cu_seqlens.new_zeros(bucket.sequences + 1)
             self._bias = None if plan.bias is None else torch.empty_like(plan.bias)
-            self._fill(hidden, plan)
             # Without dropout the layers read of the layout no more than the offsets and the bound of the lengths.
             batch = dataclasses.replace(plan.batch, cu_seqlens=self._cu_seqlens)
             self._replay, self._output = recorder.capture(
@@ -118,9 +117,8 @@ class _Graph:
             )
 
     def _fill(self, hidden: Tensor, plan: Plan) -> None:
-        rows, cu_seqlens = hidden.shape[0], plan.batch.cu_seqlens
-        self._hidden[:rows].copy_(hidden)
-        self._hidden[rows:].zero_()
+        cu_seqlens = plan.batch.cu_seqlens
+        self._hidden[: hidden.shape[0]].copy_(hidden)
         self._cu_seqlens[: len(cu_seqlens)].copy_(cu_seqlens)
         self._cu_seqlens[len(cu_seqlens) :].copy_(cu_seqlens[-1])
         if self._bias is not None and plan.bias is not None:
