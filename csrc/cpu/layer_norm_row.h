@@ -6,6 +6,7 @@
 // double for double.
 #pragma once
 
+#include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "status.h"
 
@@ -93,6 +94,32 @@ CTXFAST_INLINE void normalize_row(const Compute<Storage>* values, const Paramete
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) one(i, true);
   if (i < n) one(i, false);
+}
+
+// Rows [args.rows, args.columns], each summed up by sum(row, values), normalised into args.output;
+// threads over rows.
+template <typename Storage, typename Parameter, typename Args, typename Sum>
+Status normalize_rows(const Args& args, const Sum& sum) {
+  using T = Compute<Storage>;
+  const int64_t n = args.columns;
+  int32_t failed = 0;
+  const int64_t grain = kElementsPerPiece / (n > 0 ? n : 1);
+  parallel_for(args.threads, args.rows, grain, [&](int64_t first, int64_t last) {
+    T* values = static_cast<T*>(thread_scratch(sizeof(T) * n));
+    if (values == nullptr) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    for (int64_t row = first; row < last; ++row) {
+      sum(row, values);
+      normalize_row<Storage, Parameter>(values, static_cast<const Parameter*>(args.weight),
+                                        static_cast<const Parameter*>(args.bias), args.eps,
+                                        static_cast<Storage*>(args.output) + row * n, n);
+    }
+  });
+  Status status;
+  if (failed) status.code = kOutOfMemory;
+  return status;
 }
 
 CTXFAST_NAMESPACE_END
