@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -101,6 +102,15 @@ def overview(run: Run) -> Iterator[Plot]:
             "Times as fast as the fastest candidate of any peer in the same type, which is named"
         )
         yield Plot("overview", title, caption, _ratio_bars(rows, title))
+
+
+def summary(run: Run, workload: str) -> Drawing | None:
+    """One plot of a workload: over every peer, or where it has several cases over the fastest peer of each."""
+    cases = [case for case in run.cases if case.workload == workload]
+    if len(cases) == 1:
+        return speedups(cases[0])
+    found = next(overview(dataclasses.replace(run, cases=cases)), None)
+    return None if found is None else found.drawing
 
 
 def _name(result: Result) -> str:

@@ -18,7 +18,7 @@ from .workloads import WORKLOADS
 
 def write(path: Path, run: Run) -> None:
     """Replace the file by the report of a run."""
-    _replace(path, html(run))
+    replace_file(path, html(run))
 
 
 def write_plots(folder: Path, run: Run) -> list[Path]:
@@ -30,11 +30,12 @@ def write_plots(folder: Path, run: Run) -> list[Path]:
         names.append(plot.name)
         same = names.count(plot.name)  # above 1 where two runs have one case
         files.append(folder / f"{plot.name}{f'.{same}' if same > 1 else ''}.svg")
-        _replace(files[-1], plot.drawing.render(standalone=True) + "\n")
+        replace_file(files[-1], plot.drawing.render(standalone=True) + "\n")
     return files
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file that is either the old one or the new one, whatever happens."""
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

@@ -10,20 +10,24 @@ from .report import angled, cosine, headline, note, ratio, seconds, short, size,
 from .split import split_gain
 from .verdicts import rivals
 
+_FOLDED = 6  # rows above which a table is folded away behind its plot
 
-def markdown(run: Run, workload: str) -> str:
+
+def markdown(run: Run, workload: str, plot: str | None = None) -> str:
     """The table of a workload, and the machine.
 
     One case: a row a candidate. Several: a row a case and type with the fastest peer. Points of scaling curves: a row
     a candidate with its exponents.
+
+    plot: the address of a picture to show above the table
     """
     cases = [case for case in run.cases if case.workload == workload]
     if len(cases) == 1:
-        blocks = _one_case(cases[0])
+        blocks = _one_case(cases[0], plot)
     elif any(case.curve for case in cases):
         blocks = [_exponents(run, workload)]
     else:
-        blocks = [_many_cases(cases)]
+        blocks = _shown(_many_cases(cases), plot, f"{workload}: ctxfast over the fastest peer")
         notes = dict.fromkeys(w for case in cases for w in warnings(case))
         blocks += [_sentence(text) for text in notes]
     about = run.environment
@@ -47,7 +51,17 @@ def _table(header: list[str], rows: list[list[str]], left: int) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _one_case(case: CaseResult) -> list[str]:
+def _shown(table: str, plot: str | None, title: str) -> list[str]:
+    """A table below its plot, folded where it is long."""
+    if plot is None:
+        return [table]
+    rows = table.count("\n") - 1
+    if rows > _FOLDED:
+        table = f"<details><summary>All {rows} rows</summary>\n\n{table}\n\n</details>"
+    return [f'<img src="{plot}" width="560" alt="{title}">', table]
+
+
+def _one_case(case: CaseResult, plot: str | None) -> list[str]:
     own = [result.dtype for result in case.own()]
     claim = headline(case)
     blocks = [_sentence(case.description) + (f" {_sentence(claim)}" if claim else "")]
@@ -65,7 +79,8 @@ def _one_case(case: CaseResult) -> list[str]:
         if with_memory:
             row.append(size(result.memory.peak) if result.memory else "")
         rows.append(row)
-    blocks.append(_table(header, rows, 2))
+    title = f"{case.workload}: how many times as fast as each candidate ctxfast is"
+    blocks += _shown(_table(header, rows, 2), plot, title)
     split = split_gain(case)
     if split is not None:
         total = split.padded / split.own

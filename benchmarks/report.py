@@ -1,11 +1,14 @@
 """Results as text for the terminal: a table a case, the machine, and what the run says as a whole.
 
-python -m ctxfast.benchmarks.report RESULTS.jsonl README.md     rewrites every block that the results have
+python -m ctxfast.benchmarks.report RESULTS.jsonl README.md     rewrites every block that the results have, and the
+                                                                plots in them: RESULTS.svg, or with several
+                                                                workloads RESULTS.WORKLOAD.svg
 python -m ctxfast.benchmarks.report RESULTS.jsonl               prints the terminal tables
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -326,9 +329,10 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) not in (1, 2):
         print(__doc__, file=sys.stderr)
         return 2
-    from . import readme  # it formats with this module
+    from . import charts, page, readme  # they format with this module
 
-    run = read(Path(arguments[0]))
+    source = Path(arguments[0])
+    run = read(source)
     if len(arguments) == 1:
         print("\n\n".join([environment(run), *(terminal(case) for case in run.cases)]))
         return 0
@@ -337,8 +341,13 @@ def main(arguments: Sequence[str]) -> int:
     measured = {case.workload for case in run.cases}
     for name in readme.marked(text):
         if name in measured:
-            text = readme.update_markers(text, name, readme.markdown(run, name))
-    target.write_text(text, encoding="utf-8")
+            drawing, plot = charts.summary(run, name), None
+            if drawing is not None:
+                picture = source.with_suffix(".svg" if len(measured) == 1 else f".{name}.svg")
+                page.replace_file(picture, drawing.render(standalone=True) + "\n")
+                plot = Path(os.path.relpath(picture, target.parent)).as_posix()
+            text = readme.update_markers(text, name, readme.markdown(run, name, plot))
+    page.replace_file(target, text)
     return 0
 
 

@@ -197,7 +197,8 @@ def test_csv_has_a_row_a_candidate_with_device_and_versions():
 
 def test_markers_round_trip(tmp_path):
     run = make_run()
-    path, readme = tmp_path / "run.jsonl", tmp_path / "README.md"
+    (tmp_path / "results").mkdir()
+    path, readme = tmp_path / "results" / "run.jsonl", tmp_path / "README.md"
     with path.open("w") as stream:
         records.write_header(stream, run)
         records.write_case(stream, run.cases[0])
@@ -210,9 +211,20 @@ def test_markers_round_trip(tmp_path):
     assert once.startswith(head + "<!-- benchmark:bert-inference -->\n") and once.endswith(
         tail + other
     )
-    assert readme_tables.markdown(run, "bert-inference") in once and "old" not in once
+    block = readme_tables.markdown(run, "bert-inference", "results/run.svg")
+    assert block in once and "old" not in once and 'src="results/run.svg"' in block
+    assert (tmp_path / "results" / "run.svg").read_text().startswith("<svg xmlns=")
     assert report.main([str(path), str(readme)]) == 0
     assert readme.read_text() == once
+
+
+def test_long_tables_fold_behind_their_plot(monkeypatch):
+    unfolded = readme_tables.markdown(make_run(), "bert-inference", "plot.svg")
+    monkeypatch.setattr(readme_tables, "_FOLDED", 2)
+    folded = readme_tables.markdown(make_run(), "bert-inference", "plot.svg")
+    assert "<details>" not in unfolded + readme_tables.markdown(make_run(), "bert-inference")
+    assert folded.index("plot.svg") < folded.index("<summary>All 3 rows</summary>\n\n|")
+    assert "|\n\n</details>\n\n" in folded
 
 
 def test_markdown_table_is_rectangular_and_names_the_machine():
