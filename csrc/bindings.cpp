@@ -28,6 +28,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         [](uintptr_t memory, size_t bytes) { advise_large_pages(address(memory), bytes); });
   bind_layer_norm(m);
   bind_attention(m);
+  bind_certificate(m);
   bind_char_cnn(m);
   bind_encoder_layer(m);
   bind_linear(m);

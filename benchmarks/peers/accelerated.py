@@ -75,7 +75,7 @@ def _check_microseconds(model: Any, calls: int = 200) -> float:
     state = vars(model)["_ctxfast"]
     checks = [state.certificate.holds]
     if state.stack is not None:
-        checks.append(state.stack.snapshot.contents_hold)
+        checks.append(state.stack.snapshot.parameters_hold)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()

@@ -195,5 +195,5 @@ def test_the_check_is_cheap(size: int, layers: int, whole: bool) -> None:
         state = vars(model)["_ctxfast"]
         check = best(state.certificate.holds, 50)
         if whole and state.stack is not None:
-            check += best(state.stack.snapshot.contents_hold, 50)
+            check += best(state.stack.snapshot.parameters_hold, 50)
     assert check < 0.02 * forward, f"{check * 1e6:.0f} us of {forward * 1e6:.0f} us"
