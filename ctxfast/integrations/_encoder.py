@@ -95,6 +95,8 @@ def refuses(model: Any, state: State, call: dict[str, Any]) -> str | None:
     config = model.config
     if getattr(config, "is_decoder", False):
         return "the model is a decoder"
+    if _wanted(model, call, "is_causal"):
+        return "the attention is causal"
     if config._attn_implementation not in _ATTENTIONS:
         return f"the attention implementation is {config._attn_implementation!r}"
     ids, embeds, mask = (
