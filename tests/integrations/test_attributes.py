@@ -192,7 +192,11 @@ def test_the_form_of_torchs_own_gelu_counts() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["embeddings.dropout", "encoder.layer.1.attention.output.dropout", "encoder.layer.1.output.dropout"],
+    [
+        "embeddings.dropout",
+        "encoder.layer.1.attention.output.dropout",
+        "encoder.layer.1.output.dropout",
+    ],
 )
 def test_a_rate_of_dropout_counts(path: str) -> None:
     """At 1 nothing is left to chance."""
@@ -261,9 +265,7 @@ def test_causal_calls_and_configurations_run_the_stock_forward() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_is_inspected_again_while_nothing_changes(family: str) -> None:
-    theirs = build(
-        family, "ForSequenceClassification", problem_type="single_label_classification"
-    )
+    theirs = build(family, "ForSequenceClassification", problem_type="single_label_classification")
     head = ctxfast.accelerate(theirs)
     state = vars(head.base_model)["_ctxfast"]
     head(**inputs())
