@@ -220,7 +220,9 @@ def _require_heads(table: LayerTable, layer: nn.Module) -> None:
     query: Any = submodule(layer, table.query)
     query = query._modules.get("base_layer", query)  # an adapter's
     width = parameter_of(query, "weight").shape[0]
-    heads, size, scaling = map(own.get, (table.heads, "attention_head_size", "scaling"))
+    heads: Any = own.get(table.heads)
+    size: Any = own.get("attention_head_size")
+    scaling = own.get("scaling")
     whole = isinstance(heads, int) and isinstance(size, int)
     if not (whole and heads * size == own.get("all_head_size", width) == width):
         raise NotStock(f"{path} has {heads} heads of {size} for a width of {width}")
