@@ -20,6 +20,7 @@ inline py::object to_python(const Status& status) {
 }
 
 void bind_attention(py::module_& m);
+void bind_certificate(py::module_& m);
 void bind_char_cnn(py::module_& m);
 void bind_encoder_layer(py::module_& m);
 void bind_layer_norm(py::module_& m);

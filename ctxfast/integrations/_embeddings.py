@@ -19,6 +19,7 @@ from ctxfast.integrations._stock import (
     NotStock,
     parameter_of,
     require_class,
+    require_dropout,
     require_parameters,
     require_plain,
 )
@@ -53,8 +54,7 @@ class Embeddings:
             if table.max_norm is not None or table.sparse or table.scale_grad_by_freq:
                 raise NotStock(f"{name} has max_norm, sparse or scale_grad_by_freq")
         require_norm("embeddings.LayerNorm", parts.get("LayerNorm"))
-        require_class("embeddings.dropout", parts.get("dropout"), nn.Dropout)
-        require_plain("embeddings.dropout", parts["dropout"])  # type: ignore[arg-type]
+        require_dropout("embeddings.dropout", parts.get("dropout"))
         return cls(
             module,
             parts["word_embeddings"],  # type: ignore[arg-type]
@@ -107,13 +107,16 @@ class Embeddings:
         return x
 
     def _positions(self, family: Family, call: dict[str, Any]) -> Tensor:
-        """[B, S]: the caller's, or those of the columns, or of the ids that are not padding."""
+        """[B, S]: the caller's, or those of the columns, as the module has them, or of the ids that are not padding."""
         ids, embeds, given = (
             call.get(name) for name in ("input_ids", "inputs_embeds", "position_ids")
         )
         size = (ids if embeds is None else embeds).shape[:2]  # type: ignore[union-attr]
         if given is not None:
             return given.expand(size)
+        columns = self.module._buffers.get("position_ids")
+        if family.positions == "grid" and columns is not None and columns.shape[1] >= size[1]:
+            return columns[:, : size[1]].expand(size)
         device = (ids if embeds is None else embeds).device  # type: ignore[union-attr]
         columns = torch.arange(size[1], device=device)
         if family.positions == "grid":

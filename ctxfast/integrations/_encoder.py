@@ -84,10 +84,12 @@ _outside_the_graph = torch._disable_dynamo(_forward)  # type: ignore[attr-define
 
 def refuses(model: Any, state: State, call: dict[str, Any]) -> str | None:
     """Why the stock forward runs as a whole, or None."""
-    found = inspection_of(model, state)
-    reason = found.spine or untraceable()
+    reason = untraceable()  # while one traces, sizes are no numbers to inspect
     if reason is not None:
         return reason
+    found = inspection_of(model, state)
+    if found.spine is not None:
+        return found.spine
     if global_hooks():
         return "hooks are set on every module"
     for name in _STOCK_ARGUMENTS:
@@ -96,6 +98,8 @@ def refuses(model: Any, state: State, call: dict[str, Any]) -> str | None:
     config = model.config
     if getattr(config, "is_decoder", False):
         return "the model is a decoder"
+    if _wanted(model, call, "is_causal"):
+        return "the attention is causal"
     if config._attn_implementation not in _ATTENTIONS:
         return f"the attention implementation is {config._attn_implementation!r}"
     ids, embeds, mask = (

@@ -23,27 +23,32 @@ from ctxfast.nn.certificate import Certificate
 
 @dataclass(frozen=True)
 class Inspection:
-    """What runs how: a part, or the reason why its module is called. spine: why the whole model is."""
+    """What runs how: a part, or the reason why its module is called.
+
+    spine:    why the whole model is
+    settings: what else it was concluded from
+    """
 
     family: Family
     embeddings: Embeddings | str
     projection: nn.Module | None
     layers: tuple[tuple[nn.Module, Layer | str], ...]
     spine: str | None
+    settings: tuple[dict[str, Any], ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> Inspection:
         family = family_of(type(model))
         assert family is not None
+        settings = _settings(family, model)
         try:
             layers, projection = _spine(family, model)
         except NotStock as reason:
-            return cls(family, str(reason), None, (), str(reason))
+            return cls(family, str(reason), None, (), str(reason), settings)
         found = _verdict(Embeddings.of, family, submodule(model, "embeddings"))
         verdicts = {layer: _verdict(Layer.of, family, layer) for layer in dict.fromkeys(layers)}
-        return cls(
-            family, found, projection, tuple((layer, verdicts[layer]) for layer in layers), None
-        )
+        runs = tuple((layer, verdicts[layer]) for layer in layers)
+        return cls(family, found, projection, runs, None, settings)
 
     @property
     def fused(self) -> bool:
@@ -56,6 +61,13 @@ def _verdict(of: Any, family: Family, module: nn.Module | None) -> Any:
         return of(family, module)
     except NotStock as reason:
         return str(reason)
+
+
+def _settings(family: Family, model: nn.Module) -> tuple[dict[str, Any], ...]:
+    """The configuration where it is what says how often layers run."""
+    encoder = submodule(model, family.encoder_path)
+    config = getattr(encoder, "config", None)
+    return (vars(config),) if family.name == "albert" and config is not None else ()
 
 
 def _spine(family: Family, model: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
@@ -93,7 +105,8 @@ def inspection_of(model: nn.Module, state: State) -> Inspection:
     """The inspection that still holds, or a new one."""
     certificate, found = state.certificate, state.inspection
     if certificate is None or found is None or not certificate.holds():
-        certificate, found = Certificate(model.modules()), Inspection.of(model)
+        found = Inspection.of(model)
+        certificate = Certificate(model.modules(), *found.settings)
         state.weights.keep(model.modules())
         state.inspection, state.certificate, state.stack = found, certificate, None
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +13,14 @@ from torch import Tensor, nn
 from ctxfast import ops
 from ctxfast.bert.configuration import FUSED_ACTIVATIONS
 from ctxfast.bert.selection import Selection
-from ctxfast.integrations._families import Family, submodule
+from ctxfast.integrations._families import Family, LayerTable, submodule
 from ctxfast.integrations._plan import Plan
 from ctxfast.integrations._stock import (
     NotStock,
     is_adapter,
     parameter_of,
     require_class,
+    require_dropout,
     require_parameters,
     require_plain,
 )
@@ -33,6 +36,7 @@ _EPILOGUES = {
     "PytorchGELUTanh": FUSED_ACTIVATIONS["gelu_pytorch_tanh"],
     "Tanh": "tanh",
 }
+_APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}  # of torch's own GELU
 # Modules that act on each element alone: called as they are, behind a plain linear layer.
 _ELEMENTWISE = frozenset(
     {
@@ -80,6 +84,8 @@ class Layer:
             found = submodule(layer, path)
             require_class(path or "the layer", found, family.stock(name))
             require_plain(path or "the layer", found)  # type: ignore[arg-type]
+            if getattr(found, "is_cross_attention", False):
+                raise NotStock(f"{path} is cross attention")
         for path in table.linears():
             linear = submodule(layer, path)
             if linear is not None and is_adapter(linear):
@@ -91,14 +97,11 @@ class Layer:
             require_parameters(path, linear, ("weight", "bias"))  # type: ignore[arg-type]
         dropouts = table.attention_dropout, table.attention_output_dropout, table.output_dropout
         for path in filter(None, dropouts):
-            require_class(path, submodule(layer, path), nn.Dropout)
-            require_plain(path, submodule(layer, path))  # type: ignore[arg-type]
+            require_dropout(path, submodule(layer, path))
         for path in (table.attention_norm, table.output_norm):
             require_norm(path, submodule(layer, path))
         epilogue, activation = _activation(table.activation, submodule(layer, table.activation))
-        attention = submodule(layer, table.attention)
-        if getattr(attention, "is_causal", False):
-            raise NotStock(f"{table.attention} is causal")
+        _require_heads(table, layer)
 
         def part(path: str | None) -> Any:
             return None if path is None else submodule(layer, path)
@@ -209,6 +212,24 @@ class Layer:
         )
 
 
+def _require_heads(table: LayerTable, layer: nn.Module) -> None:
+    """Raises NotStock unless the heads of a layer share the width of its queries, and attend as they should."""
+    own, path = submodule(layer, table.attention).__dict__, table.attention  # type: ignore[union-attr]
+    if own.get("is_causal", False):
+        raise NotStock(f"{path} is causal")
+    query: Any = submodule(layer, table.query)
+    query = query._modules.get("base_layer", query)  # an adapter's
+    width = parameter_of(query, "weight").shape[0]
+    heads: Any = own.get(table.heads)
+    size: Any = own.get("attention_head_size")
+    scaling = own.get("scaling")
+    whole = isinstance(heads, int) and isinstance(size, int)
+    if not (whole and heads * size == own.get("all_head_size", width) == width):
+        raise NotStock(f"{path} has {heads} heads of {size} for a width of {width}")
+    if scaling is not None and not isinstance(scaling, int | float):
+        raise NotStock(f"{path}.scaling is a {type(scaling).__name__}")
+
+
 def _drops(dropout: nn.Module | None) -> bool:
     return dropout is not None and dropout.training and dropout.__dict__["p"] > 0.0
 
@@ -219,12 +240,14 @@ def require_norm(name: str, norm: nn.Module | None) -> None:
     assert isinstance(norm, nn.LayerNorm)
     require_plain(name, norm)
     require_parameters(name, norm, ("weight", "bias"))
-    if (
-        len(norm.normalized_shape) != 1
-        or parameter_of(norm, "weight") is None
-        or parameter_of(norm, "bias") is None
-    ):
+    weight, bias = parameter_of(norm, "weight"), parameter_of(norm, "bias")
+    if weight is None or bias is None or weight.dim() != 1:
         raise NotStock(f"{name} is no affine norm over one dimension")
+    shape, eps = map(norm.__dict__.get, ("normalized_shape", "eps"))
+    if shape != tuple(weight.shape):
+        raise NotStock(f"{name}.normalized_shape is {shape}")
+    if not isinstance(eps, int | float):
+        raise NotStock(f"{name}.eps is {eps!r}")
 
 
 def _activation(path: str, module: Any) -> tuple[str | None, nn.Module | None]:
@@ -234,13 +257,36 @@ def _activation(path: str, module: Any) -> tuple[str | None, nn.Module | None]:
     require_plain(path, module)
     cls = type(module)
     known = cls.__module__ == "transformers.activations" or cls.__module__.startswith("torch.nn.")
+    act = vars(module).get("act")
+    if known and act is not None and not any(_same(act, stock) for stock in _own_functions(cls)):
+        raise NotStock(f"{path}.act is not that of its class")
     if known and cls.__name__ in _EPILOGUES:
         return _EPILOGUES[cls.__name__], None
     if known and cls is nn.GELU:
-        return "gelu" if module.approximate == "none" else "gelu_tanh", None
+        approximate = vars(module).get("approximate")
+        if approximate not in _APPROXIMATIONS:
+            raise NotStock(f"{path}.approximate is {approximate!r}")
+        return _APPROXIMATIONS[approximate], None
     if known and cls.__name__ in _ELEMENTWISE:
         return None, module
     raise NotStock(f"{path} is a {cls.__module__}.{cls.__qualname__}")
+
+
+def _own_functions(cls: Any) -> Iterator[Any]:
+    """What instances of an activation of transformers can be born with as `act`."""
+    for arguments in ((), (True,)) if cls.__name__ in _EPILOGUES else ((),):
+        yield cls(*arguments).act
+
+
+def _same(function: Any, other: Any) -> bool:
+    """Whether two functions are one, methods of whichever instance and partial functions included."""
+    if isinstance(function, functools.partial) and isinstance(other, functools.partial):
+        return (function.func, function.args, function.keywords) == (
+            other.func,
+            other.args,
+            other.keywords,
+        )
+    return getattr(function, "__func__", function) is getattr(other, "__func__", other)
 
 
 def _add_and_normalise(

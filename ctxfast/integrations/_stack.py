@@ -15,7 +15,7 @@ from ctxfast.nn.packed_linear import packed_copies_serve
 def stack_of(state: State, found: Inspection, hidden: Tensor, plan: Plan) -> list[EncoderLayer]:
     """All layers as native calls, or nothing where one of them has to be called by its parts.
 
-    found: the inspection of the model, known to hold: its certificate looks at everything but contents
+    found: the inspection of the model, known to hold: its certificate looks at everything but what parameters hold
     """
     if torch.is_grad_enabled():
         state.stack = None
@@ -25,7 +25,7 @@ def stack_of(state: State, found: Inspection, hidden: Tensor, plan: Plan) -> lis
     if not (encoder_layer_serves(hidden, heads) and packed_copies_serve(hidden)):
         return []
     stack = state.stack
-    if stack is None or stack.dtype != hidden.dtype or not stack.snapshot.contents_hold():
+    if stack is None or stack.dtype != hidden.dtype or not stack.snapshot.parameters_hold():
         fused = (layer.fused(hidden, state.weights) for _, layer in found.layers)  # type: ignore[union-attr]
         modules = [module for module, _ in found.layers]
         state.stack = stack = stack_layers(modules, fused, hidden.dtype)

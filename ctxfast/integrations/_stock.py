@@ -43,13 +43,19 @@ def global_hooks() -> bool:
 
 
 def own_forward(module: nn.Module) -> Any:
-    """The forward that an instance has in place of its class's, or None.
+    """The forward that an instance has in place of its class's, or None."""
+    return _own_method(module, "forward")
 
-    Whoever wraps `forward` and undoes it, as offload hooks do, leaves the class's own method behind: no change.
+
+def _own_method(module: nn.Module, name: str) -> Any:
+    """The method that an instance has in place of its class's, or None.
+
+    Whoever wraps a method and undoes it, as offload hooks do, leaves the class's own behind: no change.
     """
-    found: Any = module.__dict__.get("forward")
+    found: Any = module.__dict__.get(name)
     its_own = getattr(found, "__self__", None) is module
-    return None if its_own and found.__func__ is type(module).forward else found
+    function = getattr(found, "__func__", None)
+    return None if its_own and function is getattr(type(module), name) else found
 
 
 def _observes(hook: Any) -> bool:
@@ -67,6 +73,10 @@ def require_plain(name: str, module: nn.Module) -> None:
     if own_forward(module) is not None:
         offload = " (an offload hook)" if hasattr(module, "_hf_hook") else ""
         raise NotStock(f"{name} has a forward of its own instance{offload}")
+    for method in module.__dict__:
+        called = callable(getattr(type(module), method, None)) and not hasattr(nn.Module, method)
+        if called and _own_method(module, method) is not None:
+            raise NotStock(f"{name} has a {method} of its own instance")
 
 
 def require_class(name: str, module: nn.Module | None, *classes: type[nn.Module] | None) -> None:
@@ -76,6 +86,15 @@ def require_class(name: str, module: nn.Module | None, *classes: type[nn.Module]
     if type(module) not in classes:
         cls = type(module)
         raise NotStock(f"{name} is a {cls.__module__}.{cls.__qualname__}")
+
+
+def require_dropout(name: str, module: nn.Module | None) -> None:
+    """Raises NotStock unless `module` is torch's dropout with a probability."""
+    require_class(name, module, nn.Dropout)
+    require_plain(name, module)  # type: ignore[arg-type]
+    p = module.__dict__.get("p")  # type: ignore[union-attr]
+    if not (isinstance(p, int | float) and 0.0 <= p <= 1.0):
+        raise NotStock(f"{name}.p is {p!r}")
 
 
 def require_parameters(name: str, module: nn.Module, names: Iterable[str]) -> None:

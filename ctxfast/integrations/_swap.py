@@ -178,12 +178,15 @@ def swap(module: nn.Module, forward: Any, options: Options) -> None:
         stock = type(module)
         module.__class__ = accelerated_class(stock, forward)  # type: ignore[assignment, arg-type]
         _rebind(module, stock.forward)
+    else:
+        state_of(module).drop()
     module.__dict__[STATE] = State(module, options)
 
 
 def swap_back(module: nn.Module) -> None:
     """Gives `module` its stock class back."""
-    module.__dict__.pop(STATE, None)
+    state_of(module).drop()  # it refers to itself
+    del module.__dict__[STATE]
     ours = type(module).forward
     module.__class__ = _without(type(module))
     _rebind(module, ours)

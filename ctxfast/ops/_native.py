@@ -164,7 +164,7 @@ def _large(x: Tensor) -> Tensor:
     """x, fresh and not yet written, on large pages if it is large: first writes then cost a third."""
     bytes = x.numel() * x.element_size()
     if bytes >= _LARGE_BYTES:
-        _module().advise_large_pages(x.data_ptr(), bytes)
+        _module().advise_large_pages(x.data_ptr(), bytes, False)
     return x
 
 
@@ -179,8 +179,15 @@ def _stream(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     room = torch.empty(bytes + _LARGE_PAGE, dtype=torch.uint8)  # unwritten, it takes no memory
     first = -room.data_ptr() % _LARGE_PAGE
-    _module().advise_large_pages(room.data_ptr() + first, bytes)
+    _module().advise_large_pages(room.data_ptr() + first, bytes, True)
     return room[first : first + bytes].view(dtype).view(shape)
+
+
+def streamed(x: Tensor) -> Tensor:
+    """x, or a copy of it as `_stream` has it where it is read on a CPU and large."""
+    if not (x.is_cpu and available() and x.nbytes >= _LARGE_PAGE):
+        return x
+    return _stream(x.shape, x.dtype).copy_(x)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

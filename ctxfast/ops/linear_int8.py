@@ -90,7 +90,8 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
         raise ValueError(f"quantize_weight: weight must be [N, K], K > 0, got {shape_of(weight)}")
     q, scales = reference.quantize_weight(weight.detach())
     sums = q.sum(1, dtype=torch.int64).float() * scales
-    return QuantizedWeight(reference.pack_weight(q), scales, sums, weight.shape[1])
+    panels = _native.streamed(reference.pack_weight(q))
+    return QuantizedWeight(panels, scales, sums, weight.shape[1])
 
 
 def linear_int8(

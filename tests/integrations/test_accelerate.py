@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import ctxfast
+from ctxfast.ops import _native
+from ctxfast.ops.linear_int8 import int8_unavailable_reason
 from tests.integrations.model_cases import FAMILIES, alone, batch, build, close, padding_mask, twin
 
 transformers = pytest.importorskip("transformers")
@@ -167,18 +169,21 @@ def test_accelerate_takes_a_registered_model(registered: None) -> None:
     assert "2 of 2 layers fused" in ctxfast.explain(ours).notes[0]
 
 
-@pytest.mark.parametrize(("size", "layers", "whole"), [(384, 6, False), (768, 12, True)])
-def test_the_check_is_cheap(size: int, layers: int, whole: bool) -> None:
-    """What sees at each call that nobody has changed the model, beside the shortest forward there is.
-
-    whole: what parameters hold is looked at too, not only which modules there are
-    """
+@pytest.mark.parametrize(("size", "layers"), [(384, 6), (768, 12)])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"quantization": "int8"}])
+def test_the_check_is_cheap(size: int, layers: int, options: dict[str, Any]) -> None:
+    """What sees at each call that nobody has changed the model, beside the shortest forward there is."""
     import time
+
+    if not _native.available():
+        pytest.skip(f"native module absent: {_native.unavailable_reason()}")
+    if options.get("quantization") and (reason := int8_unavailable_reason()):
+        pytest.skip(reason)
 
     config = transformers.BertConfig(
         vocab_size=100, hidden_size=size, num_hidden_layers=layers, intermediate_size=4 * size
     )
-    model = ctxfast.accelerate(transformers.BertModel(config).eval())
+    model = ctxfast.accelerate(transformers.BertModel(config).eval(), **options)
     call = {"input_ids": torch.arange(12)[None]}
 
     def best(function: Any, calls: int) -> float:
@@ -194,6 +199,5 @@ def test_the_check_is_cheap(size: int, layers: int, whole: bool) -> None:
         forward = best(lambda: model(**call), 5)
         state = vars(model)["_ctxfast"]
         check = best(state.certificate.holds, 50)
-        if whole and state.stack is not None:
-            check += best(state.stack.snapshot.contents_hold, 50)
+        check += best(state.stack.snapshot.parameters_hold, 50)
     assert check < 0.02 * forward, f"{check * 1e6:.0f} us of {forward * 1e6:.0f} us"

@@ -173,3 +173,12 @@ def test_bad_weight_is_one_clear_error():
         ops.quantize_weight(torch.ones(3))
     with pytest.raises(TypeError, match="^quantize_weight: weight must be floating point"):
         ops.quantize_weight(torch.ones(3, 4).int())
+
+
+@pytest.mark.skipif(not _native.available(), reason="native module absent")
+def test_large_panels_fill_pages_of_their_own():
+    for n, k in ((2304, 1024), (70, 30)):
+        weight = torch.randn(n, k)
+        panels = ops.quantize_weight(weight).panels
+        assert torch.equal(panels, reference.pack_weight(reference.quantize_weight(weight)[0]))
+        assert n < 2304 or panels.data_ptr() % (2 << 20) == 0
