@@ -21,6 +21,9 @@ from ctxfast.ops._native import (
 )
 from ctxfast.ops._native_matrix_product import product, product_and_row_sums
 
+# Recurrent weights of a call that are packed in it for its steps. Larger ones are read where they lie, at up to twice the
+# time, so that no call needs room for a copy of the weights; training, which keeps far more, packs all.
+_PACKED_IN_CALLS = 8 << 20
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
 
 
@@ -111,6 +114,10 @@ def _optional(x: Tensor | None) -> Tensor | None:
     return None if x is None else _dense(x)
 
 
+def _bytes(x: Tensor | None) -> int:
+    return 0 if x is None else x.numel() * x.element_size()
+
+
 def _bound(clip: float | None) -> float:
     return math.inf if clip is None else clip
 
@@ -133,7 +140,8 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
     weights_ih = [_dense(d.weight_ih) for d in directions]
     biases = [_optional(d.bias) for d in directions]
     packed = [d.packed if _fits(d.packed, d, weight_type) else None for d in directions]
-    if weight_type or save:  # else plain weights are read where they lie, and nothing is held twice
+    recurrent = sum(_bytes(d.weight_hh) + _bytes(d.weight_hr) for d in directions)
+    if weight_type or save or recurrent <= _PACKED_IN_CALLS:
         packed = [
             pack(d.weight_ih, d.weight_hh, d.weight_hr, sequences.weight_dtype) if x is None else x
             for x, d in zip(packed, directions, strict=True)
