@@ -104,7 +104,12 @@ def _load_library(kind: str, peer: str) -> None:
         candidate.run()
 
 
-def _resident(field: str) -> int:
+def forget_peak() -> None:
+    """VmHWM starts anew from what is resident."""
+    _CLEAR.write_text("5", encoding="ascii")
+
+
+def resident(field: str) -> int:
     """VmRSS or VmHWM of this process in bytes, freed memory given back to the system first."""
     if field == "VmRSS":
         gc.collect()
@@ -122,13 +127,13 @@ def _measure_here(specification: dict[str, object]) -> Memory:
     with torch.inference_mode():
         case = find_case(tuple(specification["source"]), str(specification["case"]))  # type: ignore[arg-type]
         _load_library(case.kind, peer)
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         candidate = _find_candidate(case, peer, key)
         candidate.run()
-        held = _resident("VmRSS")
-        _CLEAR.write_text("5", encoding="ascii")
+        held = resident("VmRSS")
+        forget_peak()
         output = candidate.run()
-        peak = _resident("VmHWM")
+        peak = resident("VmHWM")
         del output
     return Memory(max(0, held - before), max(0, peak - before))
 

@@ -103,6 +103,8 @@ py::object lstm_forward(const py::tuple& numbers, double cell_clip, double proj_
     }
     way.reverse = number(items, 16) != 0;
     way.weight_ih = pointer(items, 17);
+    way.weight_hh = pointer(items, 18);
+    way.weight_hr = pointer(items, 19);
   }
   Status status;
   {

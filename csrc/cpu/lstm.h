@@ -51,7 +51,9 @@ struct LstmForwardDirection {
   int64_t input_stride[2];  // from row to row, from step to step
   const void* bias;         // [4H], or nullptr
   const void* weight_ih;    // [4H, K], contiguous: read where the weights are plain
-  const void* packed;       // of LstmPackArgs
+  const void* packed;       // of LstmPackArgs; nullptr, where they are plain: the next two are read
+  const void* weight_hh;    // [4H, P], contiguous, or nullptr
+  const void* weight_hr;    // [P, H], contiguous, or nullptr
   const void* h0;           // [B, P]
   const void* c0;           // [B, H]
   const void* mask;         // [B, P] in the type of the arithmetic, or nullptr

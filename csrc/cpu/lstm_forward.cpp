@@ -10,9 +10,9 @@
 // how many threads or other rows there are.
 #include "cpu/kernel_table.h"
 #include "cpu/lstm_cell.h"
+#include "cpu/lstm_plain.h"
 #include "cpu/lstm_team.h"
 #include "cpu/lstm_weights.h"
-#include "cpu/transpose.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -48,17 +48,22 @@ struct Forward {
   Element* state[2];  // h [B, P]; the second one only without projection, where a step writes the
                       // other
   Element* full;      // o * tanh(c) [B, H]
-  T* blocks_ih;       // a block of a gates panel of plain weight_ih for each thread [4, L] * K
+  T* arranged;        // for each thread what it makes of plain weights at a time
 
   static int64_t stride(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
   static int64_t input_rows(const LstmSizes& s) {
     const int64_t all = s.batch * s.steps, wanted = s.batch > kInputRows ? s.batch : kInputRows;
     return all < wanted ? all : wanted;
   }
+  // Elements of plain weights that a thread arranges at a time: a block of a gates panel, or a
+  // piece of four vectors of the projection. No more than the second cache level holds.
+  static int64_t arranged_size(const LstmSizes& s) {
+    const int64_t deepest = s.inputs > s.features ? s.inputs : s.features;
+    return W::kPlain ? (deepest > kDepthPiece ? deepest : kDepthPiece) * kBlock : 0;
+  }
   static int64_t elements(const LstmSizes& s) {
     return input_rows(s) * (kGates * round_up(s.hidden, kWidth) + stride(s.inputs)) +
-           s.batch * (3 * stride(s.features) + 2 * stride(s.hidden)) +
-           (W::kPlain ? s.threads * s.inputs * kBlock : 0);
+           s.batch * (3 * stride(s.features) + 2 * stride(s.hidden)) + s.threads * arranged_size(s);
   }
 
   Forward(const LstmSizes& s, const LstmForwardDirection& w, const RowOrder& o,
@@ -74,7 +79,7 @@ struct Forward {
     state[0] = input + input_rows(s) * input_stride;
     state[1] = state[0] + s.batch * state_stride;
     full = state[1] + s.batch * state_stride;
-    blocks_ih = reinterpret_cast<T*>(full + s.batch * cell_stride);
+    arranged = reinterpret_cast<T*>(full + s.batch * cell_stride);
   }
 
   S* output_of(int64_t row, int64_t position) const {
@@ -126,39 +131,44 @@ struct Forward {
     return h * load_n(static_cast<const T*>(way.mask) + row * sizes.features + column, n);
   }
 
-  // What a tile of rows asks for while it multiplies a block of a gates panel: its share of the
-  // next block, where there is one.
-  static CTXFAST_INLINE const void* ahead(const typename W::Word* block, int64_t words,
-                                          bool another, int64_t tile) {
-    const char* begin = reinterpret_cast<const char*>(block + (another ? words * kBlock : 0));
-    const int64_t share = words * kLineBytes;
-    return begin + (tile * share < words * kBlock * int64_t(sizeof *block) ? tile * share : 0);
+  // The weights [4H, depth] of a gates panel that a block at a time is made of, or nullptr where
+  // the panel is packed.
+  const T* plain(Panel panel) const {
+    if (!W::kPlain) return nullptr;
+    if (panel == kInputPanel) return static_cast<const T*>(way.weight_ih);
+    return static_cast<const T*>(way.packed == nullptr ? way.weight_hh : nullptr);
   }
 
-  const T* plain_rows(int64_t gate, int64_t block) const {
-    return static_cast<const T*>(way.weight_ih) +
-           (gate * sizes.hidden + block * kWidth) * sizes.inputs;
+  // Its rows of a gate, from the first unit of a block on.
+  const T* gate_rows(Panel panel, int64_t gate, int64_t block) const {
+    return plain(panel) + (gate * sizes.hidden + block * kWidth) * layout.words[panel];
   }
+  T* space(const Team& team) const { return arranged + team.rank * arranged_size(sizes); }
 
-  // A block of the gates panel of weight_ih.
-  const typename W::Word* input_block(int64_t block, const Team& team) const {
-    const int64_t size = layout.words[kInputPanel] * kBlock;
+  // A block of a gates panel.
+  const typename W::Word* gates_block(Panel panel, int64_t block, const Team& team) const {
+    const int64_t depth = layout.words[panel];
     if constexpr (W::kPlain) {
-      T* out = blocks_ih + team.rank * size;
-      for (int g = 0; g < kGates; ++g)
-        pack_vectors<1>(plain_rows(g, block), 1, sizes.inputs, sizes.inputs,
-                        sizes.hidden - block * kWidth, out + g * kWidth, kBlock);
-      return out;
+      if (plain(panel) != nullptr) {
+        T* out = space(team);
+        for (int g = 0; g < kGates; ++g)
+          pack_vectors<1>(gate_rows(panel, g, block), 1, depth, depth,
+                          sizes.hidden - block * kWidth, out + g * kWidth, kBlock);
+        return out;
+      }
     }
-    return layout.words_of(way.packed, kInputPanel) + block * size;
+    return layout.words_of(way.packed, panel) + block * depth * kBlock;
   }
 
-  // The same as `ahead` for such a block: of plain weights the rows of a gate.
-  const void* input_ahead(int64_t block, int64_t tile) const {
-    if constexpr (W::kPlain) return plain_rows(tile < kGates ? tile : 0, block);
-    const int64_t words = layout.words[kInputPanel];
-    return ahead(layout.words_of(way.packed, kInputPanel) + block * words * kBlock, words, false,
-                 tile);
+  // What a tile of rows asks for while it multiplies a block: its share of the next one, where
+  // there is one, of plain weights the rows of a gate.
+  CTXFAST_INLINE const void* ahead(Panel panel, int64_t block, int64_t end, int64_t tile) const {
+    const int64_t words = layout.words[panel], next = block + 1 < end ? block + 1 : block;
+    if (plain(panel) != nullptr) return gate_rows(panel, tile < kGates ? tile : 0, next);
+    const int64_t bytes = words * kBlock * int64_t(sizeof(typename W::Word));
+    const int64_t begin = tile * words * kLineBytes;
+    return reinterpret_cast<const char*>(layout.words_of(way.packed, panel)) + next * bytes +
+           (begin < bytes ? begin : 0);
   }
 
   // Adds up what the input contributes to the gates of this thread's units, from step `first` on.
@@ -181,8 +191,8 @@ struct Forward {
     const int64_t words = layout.words[kInputPanel];
     const int64_t begin = team.begin(blocks()), end = team.end(blocks());
     for (int64_t block = begin; block < end; ++block) {
-      const typename W::Word* weights = input_block(block, team);
-      const T* scales = layout.scales_of(way.packed, kInputPanel) + block * kBlock;
+      const typename W::Word* weights = gates_block(kInputPanel, block, team);
+      const T* scales = layout.scales_of(way.packed, kInputPanel, block * kBlock);
       Vec<T> bias[kGates] = {};
       if (way.bias != nullptr)
         for (int g = 0; g < kGates; ++g)
@@ -192,9 +202,9 @@ struct Forward {
       for_row_tiles(rows, [&](auto count, int64_t row, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
-        multiply_in_pieces<W, kRows, kGates>(
-            input + row * input_stride, input_stride, weights, kBlock, kWidth, words, sum,
-            input_ahead(block + 1 < end ? block + 1 : block, tile));
+        multiply_in_pieces<W, kRows, kGates>(input + row * input_stride, input_stride, weights,
+                                             kBlock, kWidth, words, sum,
+                                             ahead(kInputPanel, block, end, tile));
         for (int r = 0; r < kRows; ++r) {
           for (int g = 0; g < kGates; ++g) {
             if constexpr (W::kScaled) sum[r][g] = sum[r][g] * load(scales + g * kWidth);
@@ -244,33 +254,62 @@ struct Forward {
 
   int64_t blocks() const { return (sizes.hidden + kWidth - 1) / kWidth; }
 
+  // A state of zeros, with which a sequence usually starts, has no product.
+  bool starts_at_zero() const {
+    const S* h = static_cast<const S*>(way.h0);
+    for (int64_t i = 0; i < sizes.batch * sizes.features; ++i)
+      if (to_compute(h[i]) != T(0)) return false;
+    return true;
+  }
+
   // before: the rows of earlier steps in `given`.
-  void gates_step(int64_t step, int64_t before, int64_t rows, const Team& team) const {
+  void gates_step(int64_t step, int64_t before, int64_t rows, bool zero, const Team& team) const {
     const int64_t words = layout.words[kStatePanel], end = team.end(blocks());
     const Element* h = state[sizes.projected ? 0 : step % 2];
     for (int64_t block = team.begin(blocks()); block < end; ++block) {
-      const typename W::Word* weights =
-          layout.words_of(way.packed, kStatePanel) + block * words * kBlock;
-      const T* scales = layout.scales_of(way.packed, kStatePanel) + block * kBlock;
       const T* x = given + (block * input_rows(sizes) + before) * kBlock;
+      if constexpr (W::kPlain) {
+        if (rows == 1 && !zero && plain(kStatePanel) != nullptr) {
+          Vec<T> sum[kGates];
+          for (int g = 0; g < kGates; ++g)
+            sum[g] = multiply_plain_row(h, gate_rows(kStatePanel, g, block), words,
+                                        sizes.hidden - block * kWidth);
+          finish_cell(sum, nullptr, x, 0, step, block * kWidth);
+          continue;
+        }
+      }
+      const typename W::Word* weights = zero ? nullptr : gates_block(kStatePanel, block, team);
+      const T* scales = layout.scales_of(way.packed, kStatePanel, block * kBlock);
       for_row_tiles(rows, [&](auto count, int64_t first, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
-        multiply_in_pieces<W, kRows, kGates>(h + first * state_stride, state_stride, weights,
-                                             kBlock, kWidth, words, sum,
-                                             ahead(weights, words, block + 1 < end, tile));
+        if (!zero)
+          multiply_in_pieces<W, kRows, kGates>(h + first * state_stride, state_stride, weights,
+                                               kBlock, kWidth, words, sum,
+                                               ahead(kStatePanel, block, end, tile));
         for (int r = 0; r < kRows; ++r)
           finish_cell(sum[r], scales, x + (first + r) * kBlock, first + r, step, block * kWidth);
       });
     }
   }
 
+  // sums [B, vectors first .. last) = full weight_hr^T
+  void project(int64_t rows, int64_t first, int64_t last, const Team& team) const {
+    if constexpr (W::kPlain) {
+      if (way.packed == nullptr)
+        return multiply_plain<W>(full, cell_stride, static_cast<const T*>(way.weight_hr),
+                                 sizes.hidden, sizes.features, space(team), sums, state_stride,
+                                 rows, first, last);
+    }
+    multiply_vectors<W>(full, cell_stride, layout.words_of(way.packed, kProjectionPanel),
+                        layout.words[kProjectionPanel], sums, state_stride, rows, first, last);
+  }
+
   void projection_step(int64_t step, int64_t rows, const Team& team) const {
     const int64_t vectors = (sizes.features + kWidth - 1) / kWidth;
     const int64_t begin = team.begin(vectors), end = team.end(vectors);
     const T* scales = layout.scales_of(way.packed, kProjectionPanel);
-    multiply_vectors<W>(full, cell_stride, layout.words_of(way.packed, kProjectionPanel),
-                        layout.words[kProjectionPanel], sums, state_stride, rows, begin, end);
+    project(rows, begin, end, team);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = order.row[i], position = order.position(i, step, way.reverse);
       for (int64_t column = begin * kWidth; column < end * kWidth; column += kWidth) {
@@ -291,13 +330,14 @@ struct Forward {
   void run(const Team& team) const {
     start(team);
     team.wait();
+    const bool zero = starts_at_zero();
     int64_t next = 0, before = 0;
     for (int64_t step = 0; step < sizes.steps && order.active[step] > 0; ++step) {
       if (step == next) {
         next = input_product(step, team);
         before = 0;
       }
-      gates_step(step, before, order.active[step], team);
+      gates_step(step, before, order.active[step], zero && step == 0, team);
       before += order.active[step];
       team.wait();
       if (!sizes.projected) continue;

@@ -195,8 +195,10 @@ struct PackedLayout {
   const typename W::Word* words_of(const void* packed, int k) const {
     return reinterpret_cast<const typename W::Word*>(static_cast<const char*>(packed) + panel[k]);
   }
-  const T* scales_of(const void* packed, int k) const {
-    return reinterpret_cast<const T*>(static_cast<const char*>(packed) + scales[k]);
+  // From a column on, or nullptr without scales.
+  const T* scales_of(const void* packed, int k, int64_t column = 0) const {
+    if (!W::kScaled) return nullptr;
+    return reinterpret_cast<const T*>(static_cast<const char*>(packed) + scales[k]) + column;
   }
 };
 
@@ -262,7 +264,40 @@ CTXFAST_INLINE void multiply_in_pieces(const typename W::Element* a, int64_t lda
 // in the first two cache levels.
 constexpr int64_t kDepthPiece = 512;
 
-// C [rows, vectors first .. last) += A [rows, depth] B, B a vectors panel of `words` words a
+// C [rows, `columns` vectors] = A [rows, depth] B, or += unless it begins; columns 4 or 1. The
+// vectors of B are next_column apart. A tile of rows asks for a vector of what is read next, those
+// being next_ahead apart.
+template <typename W>
+CTXFAST_INLINE void multiply_depth(const typename W::Element* a, int64_t lda,
+                                   const typename W::Word* b, int64_t next_column, int64_t words,
+                                   const typename W::Word* ahead, int64_t next_ahead,
+                                   typename W::Compute* c, int64_t ldc, int64_t rows, int columns,
+                                   bool begins) {
+  using T = typename W::Compute;
+  const int64_t lanes = kLanes<T>;
+  for_row_tiles(rows, [&](auto count, int64_t row, int64_t tile) {
+    constexpr int kRows = decltype(count)::value;
+    const auto run = [&](auto width) {
+      constexpr int kColumns = decltype(width)::value;
+      Vec<T> sum[kRows][kColumns];
+      T* out = c + row * ldc;
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kColumns; ++v)
+          sum[r][v] = begins ? Vec<T>{} : load(out + r * ldc + v * lanes);
+      multiply_in_pieces<W, kRows, kColumns>(a + row * lda, lda, b, lanes, next_column, words, sum,
+                                             ahead + (tile < columns ? tile : 0) * next_ahead);
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kColumns; ++v) store(out + r * ldc + v * lanes, sum[r][v]);
+    };
+    if (columns == 4) {
+      run(Count<4>());
+    } else {
+      run(Count<1>());
+    }
+  });
+}
+
+// C [rows, vectors first .. last) = A [rows, depth] B, B a vectors panel of `words` words a
 // column. C has row stride ldc and starts at column 0 of the panel. The order of the additions of
 // one element is that of the depth, whatever the rows and the split of the columns.
 template <typename W>
@@ -270,39 +305,17 @@ CTXFAST_INLINE void multiply_vectors(const typename W::Element* a, int64_t lda,
                                      const typename W::Word* panel, int64_t words,
                                      typename W::Compute* c, int64_t ldc, int64_t rows,
                                      int64_t first, int64_t last) {
-  using T = typename W::Compute;
-  const int64_t lanes = kLanes<T>, piece = kDepthPiece / W::kPack;
+  const int64_t lanes = kLanes<typename W::Compute>, piece = kDepthPiece / W::kPack;
   for (int64_t vector = first; vector < last;) {
     const int columns = last - vector >= 4 ? 4 : 1;
     const typename W::Word* column = panel + vector * words * lanes;
     for (int64_t k = 0; k < words; k += piece) {
       const int64_t part = words - k < piece ? words - k : piece;
-      // What comes next, a vector of columns for each tile of rows.
       const typename W::Word* next = k + piece < words         ? column + (k + piece) * lanes
                                      : vector + columns < last ? column + columns * words * lanes
                                                                : panel + first * words * lanes;
-      for_row_tiles(rows, [&](auto count, int64_t row, int64_t tile) {
-        constexpr int kRows = decltype(count)::value;
-        const typename W::Word* ahead = next + (tile < columns ? tile : 0) * words * lanes;
-        const auto run = [&](auto width) {
-          constexpr int kColumns = decltype(width)::value;
-          Vec<T> sum[kRows][kColumns];
-          T* out = c + row * ldc + vector * lanes;
-          for (int r = 0; r < kRows; ++r)
-            for (int v = 0; v < kColumns; ++v)
-              sum[r][v] = k == 0 ? Vec<T>{} : load(out + r * ldc + v * lanes);
-          multiply_in_pieces<W, kRows, kColumns>(a + row * lda + k * W::kPack, lda,
-                                                 column + k * lanes, lanes, words * lanes, part,
-                                                 sum, ahead);
-          for (int r = 0; r < kRows; ++r)
-            for (int v = 0; v < kColumns; ++v) store(out + r * ldc + v * lanes, sum[r][v]);
-        };
-        if (columns == 4) {
-          run(Count<4>());
-        } else {
-          run(Count<1>());
-        }
-      });
+      multiply_depth<W>(a + k * W::kPack, lda, column + k * lanes, words * lanes, part, next,
+                        words * lanes, c + vector * lanes, ldc, rows, columns, k == 0);
     }
     vector += columns;
   }

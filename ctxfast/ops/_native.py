@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -172,12 +173,14 @@ _LARGE_PAGE = 2 << 20
 
 
 def _stream(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty tensor for what is read from memory in every call: on large pages from its first byte on if it fills
-    one, because a stream through small ones waits for their addresses."""
+    """A tensor for what is read from memory in every call: on large pages from its first byte on if it fills one,
+    because a stream through small ones waits for their addresses."""
     bytes = math.prod(shape) * dtype.itemsize
     if bytes < _LARGE_PAGE:
         return torch.empty(shape, dtype=dtype)
-    room = torch.empty(bytes + _LARGE_PAGE, dtype=torch.uint8)  # unwritten, it takes no memory
+    # A mapping of its own: what of it is not written takes no memory, unlike what an allocator hands out again.
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    room = torch.frombuffer(mmap.mmap(-1, bytes + _LARGE_PAGE, private), dtype=torch.uint8)
     first = -room.data_ptr() % _LARGE_PAGE
     _module().advise_large_pages(room.data_ptr() + first, bytes, True)
     return room[first : first + bytes].view(dtype).view(shape)

@@ -21,6 +21,9 @@ from ctxfast.ops._native import (
 )
 from ctxfast.ops._native_matrix_product import product, product_and_row_sums
 
+# Recurrent weights of a call that are packed in it for its steps. Larger ones are read where they lie, at up to twice
+# the time, so that no call needs room for a copy of the weights; training, which keeps far more, packs all.
+_PACKED_IN_CALLS = 8 << 20
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
 
 
@@ -107,6 +110,14 @@ def _dense(x: Tensor) -> Tensor:
     return _aligned(x.contiguous())
 
 
+def _optional(x: Tensor | None) -> Tensor | None:
+    return None if x is None else _dense(x)
+
+
+def _bytes(x: Tensor | None) -> int:
+    return 0 if x is None else x.numel() * x.element_size()
+
+
 def _bound(clip: float | None) -> float:
     return math.inf if clip is None else clip
 
@@ -124,21 +135,26 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
     features = sequences.h0.shape[-1]
     weight_type = _weight_type(directions[0].input.dtype, sequences.weight_dtype)
     h0, c0 = _dense(sequences.h0), _dense(sequences.c0)
-    mask = None if sequences.mask is None else _dense(sequences.mask)
+    mask = _optional(sequences.mask)
     inputs = [_unit_stride(d.input) for d in directions]
     weights_ih = [_dense(d.weight_ih) for d in directions]
-    biases = [None if d.bias is None else _dense(d.bias) for d in directions]
-    packed = [
-        d.packed
-        if _fits(d.packed, d, weight_type)
-        else pack(d.weight_ih, d.weight_hh, d.weight_hr, sequences.weight_dtype)
-        for d in directions
+    biases = [_optional(d.bias) for d in directions]
+    packed = [d.packed if _fits(d.packed, d, weight_type) else None for d in directions]
+    recurrent = sum(_bytes(d.weight_hh) + _bytes(d.weight_hr) for d in directions)
+    if weight_type or save or recurrent <= _PACKED_IN_CALLS:
+        packed = [
+            pack(d.weight_ih, d.weight_hh, d.weight_hr, sequences.weight_dtype) if x is None else x
+            for x, d in zip(packed, directions, strict=True)
+        ]
+    plain = [
+        (_dense(d.weight_hh), _optional(d.weight_hr)) if x is None else (None, None)
+        for x, d in zip(packed, directions, strict=True)
     ]
     ways = [
         (
             inputs[k].data_ptr(),
             _address(biases[k]),
-            packed[k].data_ptr(),  # type: ignore[union-attr]
+            _address(packed[k]),
             _part(h0, k),
             _part(c0, k),
             0 if mask is None else _part(mask, k),
@@ -152,10 +168,11 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
             *kept.output.stride()[:2],
             d.reverse,
             weights_ih[k].data_ptr(),
+            *map(_address, plain[k]),
         )
         for k, d in enumerate(directions)
     ]
-    lengths = None if sequences.lengths is None else _dense(sequences.lengths)
+    lengths = _optional(sequences.lengths)
     status = _module().lstm_forward(
         _numbers(directions),
         _bound(sequences.cell_clip),
@@ -182,7 +199,7 @@ def backward(
     like, many = directions[0].input, directions[0].input.shape[:2]
     grad_output = _unit_stride(grad_output)
     grad_h, grad_c, c0 = _dense(grad_h), _dense(grad_c), _dense(sequences.c0)
-    mask = None if sequences.mask is None else _dense(sequences.mask)
+    mask = _optional(sequences.mask)
     saved = [_dense(x) for x in (kept.gates, kept.cells, kept.projected)]
     dgates = [_large(like.new_empty(*many, rows)) for _ in directions]
     dprojected = [
@@ -213,7 +230,7 @@ def backward(
         )
         for k, d in enumerate(directions)
     ]
-    lengths = None if sequences.lengths is None else _dense(sequences.lengths)
+    lengths = _optional(sequences.lengths)
     status = _module().lstm_backward(
         _numbers(directions),
         _bound(sequences.cell_clip),

@@ -217,8 +217,9 @@ def pack_lstm(
     """The weights of one direction as the CPU kernels read them, for `packed`; None without those kernels.
 
     weight_dtype as in `lstm`. The copy, uint8, serves the instruction set in use; elsewhere it is not believed, and
-    the weights are arranged again in every call. It takes the memory of the weights in weight_dtype, without one that
-    of weight_hh and weight_hr: calls read weight_ih where it lies.
+    calls do without: they arrange small weights and those of another weight_dtype themselves, and read large ones where
+    they lie, a piece at a time. It takes the memory of the weights in weight_dtype, without one that of weight_hh and
+    weight_hr: calls read weight_ih where it lies.
     """
     op = "pack_lstm"
     _direction_weights(op, weight_hh, weight_hr)

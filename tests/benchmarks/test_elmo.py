@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -78,3 +82,30 @@ def test_a_sentence_needs_the_recurrent_weights_twice_and_no_more():
     """In the original size; the smaller ones, much of which is the token encoder, hold that twice too."""
     ours, eager, recurrent = _memory("original-b1")
     assert ours.peak <= eager.peak + recurrent
+
+
+_PLAIN = """
+import json, sys
+from ctxfast.benchmarks import memory
+from ctxfast.elmo import ElmoBiLm
+from ctxfast.nn import set_packing
+inherited = ElmoBiLm.eval
+def without_packing(model):
+    set_packing(model, False)
+    return inherited(model)
+ElmoBiLm.eval = without_packing
+source = ["workload", "elmo-inference", "base"]
+print(json.dumps(memory._measure_here(
+    {"source": source, "case": sys.argv[1], "peer": "ctxfast", "key": "ctxfast · float32", "threads": 2}).__dict__))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not memory.available(), reason="needs /proc/self/clear_refs")
+@pytest.mark.parametrize("name", ["original-b1", "medium-b1", "small-b1"])
+def test_without_packing_a_sentence_needs_no_more_than_eager(name):
+    command = [sys.executable, "-c", _PLAIN, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours = json.loads(done.stdout.splitlines()[-1])
+    _, eager, _ = _memory(name)
+    assert ours["peak"] <= eager.peak and ours["held"] <= eager.held

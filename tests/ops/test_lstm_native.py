@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from ctxfast.ops import _native
+from ctxfast.ops import _native, _native_lstm
 from tests.ops.implementations import only
 from tests.ops.lstm_cases import assert_like_float64, call, results_and_gradients, tensors
 from tests.oracle import CAPS, assert_matches
@@ -47,6 +47,27 @@ def test_bfloat16_matches(sizes, reverse):
     lengths = torch.randint(0, sizes[1] + 1, (sizes[0],))
     # c is float32, but computed from rounded gates.
     assert_like_float64(given, cap=CAPS[torch.bfloat16], lengths=lengths, reverse=reverse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 3, 7, 19, 5), (9, 2, 20, 600, 170), (3, 4, 5, 33, 0)])
+def test_plain_weights_give_the_bits_of_packed_ones(isa, sizes, dtype, monkeypatch):
+    monkeypatch.setattr(_native_lstm, "_PACKED_IN_CALLS", 0)
+    given = tensors(*sizes, dtype=dtype)
+    weights = [given.get(f"weight_{name}") for name in ("ih", "hh", "hr")]
+    packed = ops.pack_lstm(*weights)
+    with only("native"):
+        expected = call(ops.lstm, given, packed=packed)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for found, one in zip(call(ops.lstm, given), expected, strict=True):
+                assert torch.equal(found, one)
+    assert_matches(
+        expected[0],
+        call(reference.lstm, given)[0],
+        call(reference.lstm, {k: v.double() for k, v in given.items()})[0],
+        cap=CAPS[dtype],
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 64])
