@@ -7,9 +7,13 @@ compiled ahead of time in the tests, and spilled registers or too much shared me
 The rows were chosen by static analysis for every architecture, no spilled registers first, then instructions per score
 and warps that fit a multiprocessor; none has been timed on a GPU yet.
 
-One table serves Triton 3.6 and 3.9. Of the variants compiled with either at head sizes 64 and 128 none spills more than
-16 bytes a thread, but for the gradient of the keys in float32 on sm_80: 24 bytes with dropout at 64, 80 to 104 at 128
-with mask, bias and window together.
+One table serves Triton 3.6 and 3.9. Of the variants compiled at head sizes 64 and 128, which are not yet all of them,
+these spill more than 16 bytes a thread:
+
+    keys in float32, sm_80       24 bytes with dropout at 64; 80 to 104 with mask, bias and window at 128
+    bf16 at 128, sm_90, only     the forward with key mask and window (96), the gradient of the keys with a mask (40),
+    with Triton 3.6              and with mask, bias and window the forward (40) and the gradients of keys (104) and
+                                 bias (40), these without dropout
 """
 
 from dataclasses import dataclass
