@@ -14,6 +14,7 @@ import triton.language as tl
 
 from .attention_tiles import (
     block_ranges,
+    dot_rows,
     in_window,
     key_range,
     load_rows,
@@ -33,6 +34,7 @@ def _attend_block(
     maximum,
     q,
     start,
+    q_ptr,
     k_ptr,
     v_ptr,
     mask_ptr,
@@ -43,6 +45,7 @@ def _attend_block(
     low,
     high,
     contiguous,
+    stride_qs,
     stride_ks,
     stride_vs,
     stride_mask_m,
@@ -76,8 +79,9 @@ def _attend_block(
     valid = valid_keys(keys, low, high, contiguous, key_mask_ptr, KEY_MASK and MASKED)
     k = load_rows(k_ptr, start, stride_ks, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
     NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
-    scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    scores = dot(q, tl.trans(k), scores, INPUT_PRECISION)
+    rows_of_q = (q_ptr, queries, stride_qs, query_inside)
+    rows_of_k = (k_ptr, keys, stride_ks, valid)
+    scores = dot_rows(q, k, rows_of_q, rows_of_k, HEAD_DIM, INPUT_PRECISION)
     scores = score_tile(
         scores,
         scale,
@@ -266,6 +270,7 @@ def attention_fwd(
                 maximum,
                 q,
                 tl.cast(block * BLOCK_N, tl.int32),
+                q_ptr,
                 k_ptr,
                 v_ptr,
                 mask_ptr,
@@ -276,6 +281,7 @@ def attention_fwd(
                 low,
                 high,
                 contiguous,
+                stride_qs,
                 stride_ks,
                 stride_vs,
                 stride_mask_m,

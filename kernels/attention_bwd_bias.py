@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .attention_tiles import (
+    dot_rows,
     exponential,
     in_window,
     key_range,
@@ -20,7 +21,7 @@ from .attention_tiles import (
     score_tile,
     valid_keys,
 )
-from .lib import dot, keep_mask, round_to
+from .lib import keep_mask, round_to
 
 
 @triton.jit(do_not_specialize=["count", "chunks"])
@@ -189,8 +190,9 @@ def attention_bwd_bias(
             lse = tl.load(lse_ptr + lse_rows, mask=query_inside, other=float("inf"))
             delta = tl.load(delta_ptr + lse_rows, mask=query_inside, other=0.0)
             NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
-            scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            scores = dot(q, tl.trans(k), scores, INPUT_PRECISION)
+            rows_of_q = (q_rows, row_q + m, stride_qs, query_inside)
+            rows_of_k = (k_rows, row_k + n, stride_ks, valid)
+            scores = dot_rows(q, k, rows_of_q, rows_of_k, HEAD_DIM, INPUT_PRECISION)
             scores = score_tile(
                 scores,
                 scale,
@@ -225,8 +227,9 @@ def attention_bwd_bias(
             do = load_rows(
                 do_rows, row_q, stride_dos, query_inside, HEAD_DIM, BLOCK_M, BLOCK_D, True
             )
-            d_weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            d_weights = dot(do, tl.trans(v), d_weights, INPUT_PRECISION)
+            rows_of_do = (do_rows, row_q + m, stride_dos, query_inside)
+            rows_of_v = (v_rows, row_k + n, stride_vs, valid)
+            d_weights = dot_rows(do, v, rows_of_do, rows_of_v, HEAD_DIM, INPUT_PRECISION)
             kept = weights
             if DROPOUT:
                 keep = keep_mask(

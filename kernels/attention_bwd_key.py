@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .attention_tiles import (
     block_ranges,
+    dot_rows,
     exponential,
     in_window,
     key_range,
@@ -33,6 +34,8 @@ def _key_block(
     k,
     v,
     start,
+    k_ptr,
+    v_ptr,
     q_ptr,
     do_ptr,
     dq_ptr,
@@ -44,6 +47,8 @@ def _key_block(
     valid,
     length_q,
     length_k,
+    stride_ks,
+    stride_vs,
     stride_qs,
     stride_dos,
     stride_dqs,
@@ -93,8 +98,9 @@ def _key_block(
     NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
     if ONE_BLOCK:  # nobody has shifted lse yet
         lse = tl.where(lse == float("-inf"), float("inf"), lse if NATURAL else lse * LOG2E)
-    scores = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    scores = dot(k, tl.trans(q), scores, INPUT_PRECISION)
+    rows_of_k = (k_ptr, keys, stride_ks, valid)
+    rows_of_q = (q_ptr, queries, stride_qs, inside)
+    scores = dot_rows(k, q, rows_of_k, rows_of_q, HEAD_DIM, INPUT_PRECISION)
     scores = score_tile(
         scores,
         scale,
@@ -127,8 +133,9 @@ def _key_block(
     if LATE:
         do = load_rows(do_ptr, start, stride_dos, inside, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
     dv = dot(round_to(kept, do.dtype), do, dv, INPUT_PRECISION)
-    d_weights = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    d_weights = dot(v, tl.trans(do), d_weights, INPUT_PRECISION)
+    rows_of_v = (v_ptr, keys, stride_vs, valid)
+    rows_of_do = (do_ptr, queries, stride_dos, inside)
+    d_weights = dot_rows(v, do, rows_of_v, rows_of_do, HEAD_DIM, INPUT_PRECISION)
     if ONE_BLOCK:
         # The weights of a row sum to one but for the rounding of lse, which is common to the row and cancels here.
         total = tl.sum(weights, 0)
@@ -244,40 +251,29 @@ def attention_bwd_key(
     """
     if ONE_BLOCK:
         program = tl.program_id(0)
-        sequence = program // num_heads
-        head = program % num_heads
+        sequence, head = program // num_heads, program % num_heads
         if VARLEN:
             extra = program - num_sequences * num_heads
             if extra >= 0:
                 end_q = tl.load(cu_seqlens_q_ptr + num_sequences) + 128 * extra
                 end_k = tl.load(cu_seqlens_k_ptr + num_sequences) + 128 * extra
-                if end_q < rows_q:
-                    zero_rows(
-                        dq_ptr, end_q, rows_q, num_heads, stride_dqh, stride_dqs, HEAD_DIM, BLOCK_D
-                    )
-                if end_k < rows_k:
-                    zero_rows(
-                        dk_ptr, end_k, rows_k, num_heads, stride_dkh, stride_dks, HEAD_DIM, BLOCK_D
-                    )
-                    zero_rows(
-                        dv_ptr, end_k, rows_k, num_heads, stride_dkh, stride_dks, HEAD_DIM, BLOCK_D
-                    )
+                zero_rows(
+                    dq_ptr, end_q, rows_q, num_heads, stride_dqh, stride_dqs, HEAD_DIM, BLOCK_D
+                )
+                zero_rows(
+                    dk_ptr, end_k, rows_k, num_heads, stride_dkh, stride_dks, HEAD_DIM, BLOCK_D
+                )
+                zero_rows(
+                    dv_ptr, end_k, rows_k, num_heads, stride_dkh, stride_dks, HEAD_DIM, BLOCK_D
+                )
                 return
             first_k, length_k = sequence_rows(cu_seqlens_k_ptr, sequence, num_sequences, rows_k)
         else:
-            first_k = 0
-            length_k = rows_k
+            first_k, length_k = 0, rows_k
         start_n = 0
     else:
         sequence, head, first_k, length_k, start_n = program_tile(
-            tile_ptr,
-            cu_seqlens_k_ptr,
-            num_heads,
-            num_sequences,
-            rows_k,
-            GRANULE,
-            BLOCK_N,
-            VARLEN,
+            tile_ptr, cu_seqlens_k_ptr, num_heads, num_sequences, rows_k, GRANULE, BLOCK_N, VARLEN
         )
         if start_n >= length_k:
             return
@@ -351,6 +347,8 @@ def attention_bwd_key(
                 k,
                 v,
                 tl.cast(block * BLOCK_M, tl.int32),
+                k_ptr,
+                v_ptr,
                 q_ptr,
                 do_ptr,
                 dq_ptr,
@@ -362,6 +360,8 @@ def attention_bwd_key(
                 valid,
                 length_q,
                 length_k,
+                stride_ks,
+                stride_vs,
                 stride_qs,
                 stride_dos,
                 stride_dqs,

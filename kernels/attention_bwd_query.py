@@ -16,6 +16,7 @@ import triton.language as tl
 
 from .attention_tiles import (
     block_ranges,
+    dot_rows,
     exponential,
     in_window,
     key_range,
@@ -106,6 +107,8 @@ def _query_block(
     lse,
     delta,
     start,
+    q_ptr,
+    do_ptr,
     k_ptr,
     v_ptr,
     mask_ptr,
@@ -116,6 +119,8 @@ def _query_block(
     low,
     high,
     contiguous,
+    stride_qs,
+    stride_dos,
     stride_ks,
     stride_vs,
     stride_mask_m,
@@ -153,8 +158,9 @@ def _query_block(
     if not LATE:
         v = load_rows(v_ptr, start, stride_vs, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
     NATURAL: tl.constexpr = natural_unit(q.dtype, BIAS)
-    scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    scores = dot(q, tl.trans(k), scores, INPUT_PRECISION)
+    rows_of_q = (q_ptr, queries, stride_qs, query_inside)
+    rows_of_k = (k_ptr, keys, stride_ks, valid)
+    scores = dot_rows(q, k, rows_of_q, rows_of_k, HEAD_DIM, INPUT_PRECISION)
     scores = score_tile(
         scores,
         scale,
@@ -184,8 +190,9 @@ def _query_block(
     weights = exponential(scores, lse[:, None], scale, NATURAL)
     if LATE:
         v = load_rows(v_ptr, start, stride_vs, valid, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-    d_weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    d_weights = dot(do, tl.trans(v), d_weights, INPUT_PRECISION)
+    rows_of_do = (do_ptr, queries, stride_dos, query_inside)
+    rows_of_v = (v_ptr, keys, stride_vs, valid)
+    d_weights = dot_rows(do, v, rows_of_do, rows_of_v, HEAD_DIM, INPUT_PRECISION)
     d_scores = weights * (d_weights - delta[:, None])
     if DROPOUT:
         keep = keep_mask(queries, start, head, sequence, seed, threshold, BLOCK_M, BLOCK_N)
@@ -336,6 +343,8 @@ def attention_bwd_query(
                 lse,
                 delta,
                 tl.cast(block * BLOCK_N, tl.int32),
+                q_ptr,
+                do_ptr,
                 k_ptr,
                 v_ptr,
                 mask_ptr,
@@ -346,6 +355,8 @@ def attention_bwd_query(
                 low,
                 high,
                 contiguous,
+                stride_qs,
+                stride_dos,
                 stride_ks,
                 stride_vs,
                 stride_mask_m,

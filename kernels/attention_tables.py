@@ -7,10 +7,13 @@ compiled ahead of time in the tests, and spilled registers or too much shared me
 The rows were chosen by static analysis for every architecture, no spilled registers first, then instructions per score
 and warps that fit a multiprocessor; none has been timed on a GPU yet.
 
-Of the rows compiled with Triton 3.9 at head sizes 64 and 128 in bf16 one cell spills: the forward at 128 on sm_80 with
-dropout and a window, 24 bytes a thread outside its loops. Triton 3.6 spills 32 to 72 bytes in five of 20 cells, four of
-them with every mask, bias and dropout at once. float32 spilled nothing in the rows compiled at head size 64; at 128
-plain rows spill 2 to 5 KB a thread.
+One table serves Triton 3.6 and 3.9. Of the variants compiled at head sizes 64 and 128, which are not yet all of them,
+these spill more than 16 bytes a thread:
+
+    keys in float32, sm_80       24 bytes with dropout at 64; 80 to 104 with mask, bias and window at 128
+    bf16 at 128, sm_90, only     the forward with key mask and window (96), the gradient of the keys with a mask (40),
+    with Triton 3.6              and with mask, bias and window the forward (40) and the gradients of keys (104) and
+                                 bias (40), these without dropout
 """
 
 from dataclasses import dataclass
@@ -43,6 +46,15 @@ class Features:
     def reads_tiles(self) -> bool:
         """Whether a mask or a bias is read for every score."""
         return self.attn_mask or self.bias == 1
+
+    @property
+    def is_tf32(self) -> bool:
+        return self.input_precision == "tf32"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether mask, bias and dropout share the registers with every score."""
+        return self.attn_mask and self.bias == 1 and self.dropout
 
     def constants(self) -> dict:
         return {
@@ -89,7 +101,7 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
     if arch == 0:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32":
-        return Launch(64 if features.block_d <= 64 else 16, 64, 8, 1)
+        return _query_rows_of_float32(features)
     if features.block_d > 128:
         return Launch(64, 64, 8, 1 if arch in (86, 89) else 2)
     # A tile of 128 queries would be at least three quarters waste.
@@ -99,11 +111,22 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
         return Launch(64, 64, 4, 2)
     if arch < 90 and features.block_d > 64 and features.reads_tiles:
         return Launch(64, 64, 8, 1)
+    windowed = arch < 90 and features.window and features.dropout
+    if features.block_d > 64 and (windowed or (arch < 100 and features.is_full)):
+        return Launch(128, 32, 8, 2)
     if arch < 90 or features.reads_tiles:
         return Launch(128, 64, 8, 2)
     if features.block_d > 64:
         return Launch(128, 64 if features.dropout else 128, 8, 2)
     return Launch(128, 128, 8, 2) if features.dropout else Launch(128, 64, 4, 3)
+
+
+def _query_rows_of_float32(features: Features) -> Launch:
+    """Outside the tensor cores accumulators and operands share the registers of a thread.
+
+    Triton 3.6 gives tiles of 64 rows to the tensor cores of sm_100 though IEEE precision was asked for.
+    """
+    return Launch(32 if features.block_d <= 128 else 16, 64, 8, 1)
 
 
 def delta_launch(features: Features) -> Launch:
@@ -114,12 +137,12 @@ def query_launch(arch: int, dtype: str, features: Features) -> Launch:
     if arch == 0:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32":
-        return Launch(64 if features.block_d <= 64 else 16, 64, 8, 1)
+        return _query_rows_of_float32(features)
     if features.block_d > 128:
         return Launch(64, 64, 8, 1)
     if features.block_d > 64 and arch < 90:
-        is_full = features.reads_tiles and features.dropout
-        return Launch(32, 64, 4, 1) if is_full else Launch(64, 64, 8, 2)
+        drops_tiles = features.reads_tiles and features.dropout
+        return Launch(32, 64, 4, 1) if drops_tiles else Launch(64, 64, 8, 2)
     return Launch(128, 64, 8, 2)
 
 
@@ -127,7 +150,7 @@ def key_launch(arch: int, dtype: str, features: Features) -> Launch:
     if arch == 0:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32":
-        return Launch(16, 64, 8, 1)
+        return Launch(32 if features.block_d > 64 and features.is_tf32 else 16, 32, 8, 1)
     if features.block_d > 128:
         return Launch(64, 64, 8, 1)
     if features.reads_tiles:
@@ -144,10 +167,10 @@ def _key_launch_of_tiles(arch: int, features: Features) -> Launch:
     if arch >= 100:
         return Launch(32 if features.block_d > 64 else 64, 128, 8, 2)
     if arch < 90 and features.block_d > 64:
-        return Launch(16, 128, 8, 1)
+        return Launch(32, 64, 8, 1) if features.is_full else Launch(16, 128, 8, 1)
     # Dropout takes registers, too; on sm_90 there are enough at head size 64.
-    is_full = features.dropout and (arch < 90 or features.block_d > 64)
-    return Launch(16 if is_full else 32, 128, 8, 2)
+    few = features.dropout and (arch < 90 or features.block_d > 64)
+    return Launch(16 if few else 32, 128, 8, 2)
 
 
 def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -> Launch | None:
@@ -167,5 +190,7 @@ def bias_launch(arch: int, dtype: str, features: Features) -> Launch:
     if arch == 0:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32":
-        return Launch(16, 64, 8, 1)
-    return Launch(32 if arch < 90 else 64, 64, 8 if features.block_d > 64 else 4, 1)
+        return Launch(16, 32, 8, 1) if features.is_tf32 else Launch(32, 64, 8, 1)
+    if arch < 90 or (arch < 100 and features.block_d > 64 and features.is_full):
+        return Launch(32, 64, 8, 1)
+    return Launch(64, 64, 4 if arch < 100 and features.block_d <= 64 else 8, 1)

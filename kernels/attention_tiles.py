@@ -7,7 +7,7 @@ row and the number of rows of its sequence, and from there on everything is rela
 import triton
 import triton.language as tl
 
-from .lib import LOG2E
+from .lib import LOG2E, dot
 
 
 @triton.jit
@@ -222,6 +222,34 @@ def load_rows(
 
 
 @triton.jit
+def dot_rows(a, b, rows_of_a, rows_of_b, HEAD_DIM: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """a @ b^T in float32. rows_of_a, rows_of_b: where a and b were loaded from, (pointer, rows, stride, which exist).
+
+    Outside the tensor cores a thread would hold its rows of a and b whole, more than its registers: there they are
+    loaded again, sixteen columns at a time.
+    """
+    acc = tl.zeros([a.shape[0], b.shape[0]], tl.float32)
+    if a.dtype == tl.float32 and INPUT_PRECISION == "ieee":
+        a_ptr, a_rows, stride_a, inside_a = rows_of_a
+        b_ptr, b_rows, stride_b, inside_b = rows_of_b
+        a_ptr += (a_rows.to(tl.int64) * stride_a)[:, None]
+        b_ptr += (b_rows.to(tl.int64) * stride_b)[None, :]
+        for first in range(0, a.shape[1], 16):
+            d = first + tl.arange(0, 16)
+            inside = d < HEAD_DIM
+            part_of_a = tl.load(
+                a_ptr + d[None, :], mask=inside_a[:, None] & inside[None, :], other=0.0
+            )
+            part_of_b = tl.load(
+                b_ptr + d[:, None], mask=inside[:, None] & inside_b[None, :], other=0.0
+            )
+            acc = dot(part_of_a, part_of_b, acc, INPUT_PRECISION)
+    else:
+        acc = dot(a, tl.trans(b), acc, INPUT_PRECISION)
+    return acc
+
+
+@triton.jit
 def zero_rows(
     x_ptr, first, rows, num_heads, stride_h, stride_s, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):
@@ -230,6 +258,6 @@ def zero_rows(
     d = tl.arange(0, BLOCK_D)
     inside = (row < rows)[:, None] & (d < HEAD_DIM)[None, :]
     zeros = tl.zeros([128, BLOCK_D], x_ptr.dtype.element_ty)
-    for head in range(0, num_heads):
+    for head in range(0, tl.where(first < rows, num_heads, 0)):
         tile = x_ptr + tl.cast(head, tl.int64) * stride_h
         tl.store(tile + (row * stride_s)[:, None] + d[None, :], zeros, mask=inside)

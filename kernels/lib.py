@@ -105,15 +105,18 @@ def keep_mask(
 ):
     """Which weights dropout keeps, [BLOCK_M, BLOCK_N]: queries `rows`, keys from `start`, a multiple of BLOCK_N.
 
-    threshold: uint32, the 16-bit threshold in the high half. BLOCK_N is 64 or 128.
+    threshold: uint32, the 16-bit threshold in the high half. BLOCK_N: 32 (half the fields of every call), 64 or 128.
     """
-    GROUPS: tl.constexpr = BLOCK_N // 8
-    column = start // 8 + tl.arange(0, GROUPS)
+    BLOCKS: tl.constexpr = BLOCK_N // 64 if BLOCK_N > 64 else 1
+    FIELDS: tl.constexpr = 4 if BLOCK_N == 32 else 8
+    column = start // 64 * 8 + tl.arange(0, 8 * BLOCKS)
     w0, w1, w2, w3 = _words(column[None, :], rows[:, None], head, sequence, seed, start)
     bits = _bit(w0, threshold, 0) | _bit(w1, threshold, 2)
     bits |= _bit(w2, threshold, 4) | _bit(w3, threshold, 6)
-    field = tl.arange(0, 8)[None, None, :, None]
-    bits = tl.reshape(bits, [BLOCK_M, BLOCK_N // 64, 1, 8]) >> field
+    field = tl.arange(0, FIELDS)[None, None, :, None]
+    if BLOCK_N == 32:
+        field += start % 64 // 8
+    bits = tl.reshape(bits, [BLOCK_M, BLOCKS, 1, 8]) >> field
     return tl.reshape(bits & 1, [BLOCK_M, BLOCK_N]) != 0
 
 
@@ -125,13 +128,18 @@ def keep_mask_transposed(
 
     The eight columns of one call lie in different warps here, so whole words travel through shared memory.
     """
-    BLOCKS: tl.constexpr = BLOCK_N // 64
-    column = start // 8 + tl.arange(0, BLOCK_N // 8)
+    BLOCKS: tl.constexpr = BLOCK_N // 64 if BLOCK_N > 64 else 1
+    WORDS: tl.constexpr = 2 if BLOCK_N == 32 else 4
+    column = start // 64 * 8 + tl.arange(0, 8 * BLOCKS)
     rows = start_m + tl.arange(0, BLOCK_M)
     w0, w1, w2, w3 = _words(column[:, None], rows[None, :], head, sequence, seed, start_m)
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [BLOCK_N / 8, BLOCK_M, 2, 2]
-    words = tl.permute(tl.reshape(words, [BLOCKS, 8, BLOCK_M, 4]), [0, 3, 1, 2])
-    words = tl.reshape(words, [BLOCKS, 4, 1, 8, BLOCK_M])
+    if BLOCK_N == 32:
+        is_second = start % 64 != 0
+        words = tl.join(tl.where(is_second, w2, w0), tl.where(is_second, w3, w1))
+    else:
+        words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [BLOCK_N / 8, BLOCK_M, 2, 2]
+    words = tl.permute(tl.reshape(words, [BLOCKS, 8, BLOCK_M, WORDS]), [0, 3, 1, 2])
+    words = tl.reshape(words, [BLOCKS, WORDS, 1, 8, BLOCK_M])
     half = tl.arange(0, 2)[None, None, :, None, None]
     words = words << (16 - 16 * half).to(tl.uint32)
     return tl.reshape(words, [BLOCK_N, BLOCK_M]) >= threshold

@@ -2,7 +2,8 @@
 
 python -m ctxfast.ops._aot_attention             a Markdown table of one or two variants of every kernel
 python -m ctxfast.ops._aot_attention --table     of head sizes 64 and 128: benchmarks/results/resources_attention.md
-python -m ctxfast.ops._aot_attention --full      of all variants
+python -m ctxfast.ops._aot_attention --full      of all variants, one hour of one core
+python -m ctxfast.ops._aot_attention --cell bf16-64-90    of all variants of one dtype, head size and architecture
 python -m ctxfast.ops._aot_attention --quick     of the few that take seconds
 python -m ctxfast.ops._aot_attention --json      one JSON object a line instead
 """
@@ -86,8 +87,9 @@ class Variant:
             return tables.one_block_launch(*key, self.length)
         return tables.bias_launch(*key) if self.features.bias else None
 
-    def compile(self) -> Resources:
-        """Compile with strides divisible by 16 and masks and biases contiguous along the keys."""
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the kernel is specialised for; None for pointers that are absent."""
         kernel, launch = KERNELS[self.kernel], self.launch
         assert launch is not None
         constants: dict[str, Any] = {
@@ -109,10 +111,15 @@ class Variant:
             constants["tile_ptr"] = None
         for name in ("bias", "mask"):
             constants[f"stride_{name}_n"] = 1
-        constants = {n: value for n, value in constants.items() if n in kernel.arg_names}
+        return {n: value for n, value in constants.items() if n in kernel.arg_names}
+
+    def compile(self) -> Resources:
+        """Compile with strides divisible by 16 and masks and biases contiguous along the keys."""
+        kernel, launch = KERNELS[self.kernel], self.launch
+        assert launch is not None
         pointers = (name for name in kernel.arg_names if name.endswith("_ptr"))
         types = {**{name: f"*{self.dtype}" for name in pointers}, **_TYPES}
-        return compile_kernel(kernel, self.arch, types, constants, launch.options())
+        return compile_kernel(kernel, self.arch, types, self.constants, launch.options())
 
 
 def _features(names: str, head_dim: int) -> Features:
@@ -123,6 +130,8 @@ def _features(names: str, head_dim: int) -> Features:
             flags["bias"] = 2
         elif name == "bias":
             flags["bias"] = flags.get("bias", 1)
+        elif name == "tf32":
+            flags["input_precision"] = "tf32"
         elif name != "plain":
             flags[name] = True
     return Features(head_dim, **flags)
@@ -156,10 +165,11 @@ _COMBINATIONS = (
     "attn_mask key_mask bias window",
 )
 _EXTREMES = ("plain", "varlen window", "attn_mask key_mask bias window")
+_TF32 = tuple(f"{names} tf32" for names in _EXTREMES)
 _GRID = (  # dtype, head sizes, architectures, features, each with and without dropout
     ("bf16", (64, 128), (80, 90, 100), _COMBINATIONS),
     ("bf16", (16, 32, 256), (80, 90, 100), _EXTREMES),
-    ("fp32", (64, 128), (80, 90, 100), _EXTREMES),
+    ("fp32", (64, 128), (80, 90, 100), _EXTREMES + _TF32),
     ("fp16", (64, 128), (80, 90, 100), _EXTREMES),
     ("bf16", (64, 128, 256), (86, 89), _EXTREMES),
     ("fp32", (64, 256), (86,), _EXTREMES),
@@ -195,25 +205,47 @@ def _variants(rows: tuple[Any, ...], architectures: tuple[int, ...]) -> Iterator
 
 
 def everything() -> Iterator[Variant]:
-    """Every kernel, architecture, head size and precision of the tables, with the features that differ in kind."""
+    """Every kernel, architecture, head size and precision of the tables, with the features that differ in kind.
+
+    Features and lengths that lead to the same launch and constants are one variant.
+    """
     seen = set()
     for kernel, (dtype, sizes, architectures, combinations) in itertools.product(KERNELS, _GRID):
         for head_dim, arch, names, drop, length in itertools.product(
             sizes, architectures, combinations, ("", " dropout"), _LENGTHS
         ):
             variant = Variant(kernel, arch, dtype, _features(names + drop, head_dim), length)
-            key = (kernel, arch, dtype, variant.features, variant.launch)
-            if variant.launch is not None and key not in seen:
+            if variant.launch is None:
+                continue
+            key = (kernel, arch, dtype, variant.launch, tuple(variant.constants.items()))
+            if key not in seen:
                 seen.add(key)
                 yield variant
 
 
+def cells() -> list[str]:
+    """What `everything` can be cut into: dtype, head size and architecture, as in "bf16-64-90"."""
+    return [
+        f"{dtype}-{head_dim}-{arch}"
+        for dtype, sizes, architectures, _ in _GRID
+        for head_dim, arch in itertools.product(sizes, architectures)
+    ]
+
+
+def cell(name: str) -> Iterator[Variant]:
+    """The variants of everything() in one of cells()."""
+    for variant in everything():
+        if name == f"{variant.dtype}-{variant.features.head_dim}-{variant.arch}":
+            yield variant
+
+
 def table() -> Iterator[Variant]:
-    """What the committed table lists: every kernel in bf16, with each feature, and with everything at once."""
+    """What the committed table lists: every kernel with each feature, and with everything at once."""
     for kernel in KERNELS:
         length = 128 if kernel == "backward one block" else 512
+        dtypes = (("bf16", _TABLE), ("fp32", (_TABLE[0], _TABLE[-1])))
         yield from _variants(
-            tuple((kernel, "bf16", head_dim, length, _TABLE) for head_dim in (64, 128)),
+            tuple((kernel, dtype, d, length, names) for dtype, names in dtypes for d in (64, 128)),
             (80, 90, 100),
         )
 
@@ -259,6 +291,8 @@ def record(variant: Variant) -> dict[str, Any]:
 def describe(features: Features) -> str:
     names = ["varlen", "key_mask", "attn_mask", "window", "dropout"]
     found = [name for name in names if getattr(features, name)]
+    if features.input_precision == "tf32":
+        found.append("tf32")
     if features.bias:
         found.append("bias" if features.bias == 1 else "key bias")
     return " ".join(found) or "plain"
@@ -286,14 +320,18 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="all variants")
     size.add_argument("--table", action="store_true", help="what the committed table lists")
+    size.add_argument("--cell", choices=cells(), help="all variants of one part")
     size.add_argument("--quick", action="store_true", help="few variants, in seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args()
     choices = {"full": everything, "table": table, "quick": quick}
     chosen = next((name for name in choices if getattr(arguments, name)), None)
     option = "" if chosen is None else f" --{chosen}"
+    variants = choices.get(chosen or "", subset)()
+    if arguments.cell is not None:
+        option, variants = f" --cell {arguments.cell}", cell(arguments.cell)
     write_rows(
-        (record(variant) for variant in choices.get(chosen or "", subset)()),
+        (record(variant) for variant in variants),
         _COLUMNS,
         "# Attention kernels, compiled ahead of time\n\n"
         f"Triton {triton.__version__}, `python -m ctxfast.ops._aot_attention{option}`. No GPU took part.\n\n"

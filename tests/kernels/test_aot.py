@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from ctxfast.kernels import attention_tables
+from ctxfast.ops import _aot_attention
 
 TENSOR_CORES = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05"}
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 STACK_LIMIT = 16  # bytes a thread; spilled registers show as more
-# With dropout and a window, by kernel, architecture and head size, outside its loops: rows without a spill that were
-# tried take more instructions.
-SPILLED = {("forward", 80, 128): 24}
+# With either Triton; no tile that was tried spills less.
+SPILLED = {("backward key", "fp32", 80): 104}
 DROPOUT_LIMIT = 10  # instructions per score
 
 Row = dict[str, Any]
@@ -39,7 +39,10 @@ def compile_variants(*options: str) -> list[Row]:
         "--quick",
         pytest.param("", id="subset", marks=pytest.mark.full),
         pytest.param("--table", marks=pytest.mark.full),
-        pytest.param("--full", marks=pytest.mark.full),
+        *(
+            pytest.param(f"--cell {name}", id=f"full-{name}", marks=pytest.mark.full)
+            for name in _aot_attention.cells()
+        ),
     ],
 )
 def rows(request: pytest.FixtureRequest) -> list[Row]:
@@ -49,9 +52,8 @@ def rows(request: pytest.FixtureRequest) -> list[Row]:
 def test_registers_are_not_spilled(rows: list[Row]) -> None:
     for row in rows:
         if row["head_dim"] in (64, 128):
-            cell = (row["kernel"], row["arch"], row["head_dim"])
-            limit = SPILLED.get(cell, STACK_LIMIT) if row["dropout"] else STACK_LIMIT
-            assert row["stack"] <= limit, row
+            cell = (row["kernel"], row["dtype"], row["arch"])
+            assert row["stack"] <= SPILLED.get(cell, STACK_LIMIT), row
 
 
 def test_shared_memory_suffices(rows: list[Row]) -> None:
@@ -66,6 +68,12 @@ def test_tensor_cores_are_used(rows: list[Row]) -> None:
             is_small = min(row["block_m"], row["block_n"]) < 64
             expected = TENSOR_CORES[row["arch"]]
             assert row["matmul"] == expected or (is_small and row["matmul"] == "mma"), row
+
+
+def test_ieee_precision_stays_outside_the_tensor_cores(rows: list[Row]) -> None:
+    for row in rows:
+        if row["dtype"] == "fp32" and "tf32" not in row["features"]:
+            assert row["matmul"] == "none", row
 
 
 def test_tiles_are_large_at_head_size_64(rows: list[Row]) -> None:
@@ -83,10 +91,11 @@ def test_dropout_costs_at_most_ten_instructions_per_score(rows: list[Row]) -> No
     compared = 0
     for row in rows:
         simple = row["features"] in ("dropout", "varlen dropout", "key_mask dropout")
-        if simple and row["dtype"] == "bf16" and row["head_dim"] == 64 and same(row) in plain:
+        is_small = row["dtype"] == "bf16" and row["head_dim"] == 64
+        if simple and is_small and plain.get(same(row)) is not None:
             compared += 1
             assert row["per_score"] - plain[same(row)] <= DROPOUT_LIMIT, row
-    assert compared
+    assert compared or not any(row["dtype"] == "bf16" and row["head_dim"] == 64 for row in rows)
 
 
 def test_the_committed_table_holds_every_kernel_within_the_budgets() -> None:
@@ -94,13 +103,18 @@ def test_the_committed_table_holds_every_kernel_within_the_budgets() -> None:
     lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
     names, *cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     rows = [dict(zip(names, row, strict=True)) for row in cells]
-    found = {(row["kernel"], row["sm"], row["D"]) for row in rows}
+    found = {(row["kernel"], row["dtype"], row["sm"], row["D"]) for row in rows}
     kernels = ("forward", "backward delta", "backward query", "backward key", "backward bias")
     assert found >= {
-        (k, sm, d) for k in kernels for sm in ("80", "90", "100") for d in ("64", "128")
+        (k, dtype, sm, d)
+        for k in kernels
+        for dtype in ("bf16", "fp32")
+        for sm in ("80", "90", "100")
+        for d in ("64", "128")
     }
     for row in rows:
-        assert int(row["stack"]) <= STACK_LIMIT, row
+        cell = (row["kernel"], row["dtype"], int(row["sm"]))
+        assert int(row["stack"]) <= SPILLED.get(cell, STACK_LIMIT), row
         assert int(row["shared, bytes"]) <= SHARED_LIMIT[int(row["sm"])], row
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ctxfast.kernels import attention_tables
+from ctxfast.kernels.attention_tables import Launch
 from ctxfast.ops import _triton
 from ctxfast.reference.dropout import dropout_mask
 from tests.kernels.cases import SEED, offsets
@@ -64,6 +66,15 @@ def test_backward(path: str) -> None:
         grad_output, None, query, key, value, output, lse, *arguments, False
     )
     assert torch.equal(dv[..., :100] != 0, expected(SEED, 2, 100, 128).transpose(2, 3))
+
+
+def test_blocks_of_32_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a block of 64, as the tables of float32 have it on GPUs."""
+    monkeypatch.setattr(attention_tables, "forward_launch", lambda *_: Launch(64, 32, 4, 1))
+    monkeypatch.setattr(attention_tables, "key_launch", lambda *_: Launch(16, 32, 4, 1))
+    monkeypatch.setattr(attention_tables, "one_block_launch", lambda *_: None)
+    test_forward(-1)
+    test_backward("split")
 
 
 def test_kept_weights_are_rescaled_by_the_realised_probability() -> None:
