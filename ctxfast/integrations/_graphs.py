@@ -177,12 +177,12 @@ class LayerGraphs:
 def graphs_of(state: State, found: Inspection, hidden: Tensor, plan: Plan) -> LayerGraphs | None:
     """The graphs that serve a call, or None where its kernels have to be launched one by one.
 
-    found: the inspection of the model, known to hold: its certificate looks at everything but contents
+    found: the inspection of the model, known to hold: its certificate looks at everything but what parameters hold
     """
     if not (state.options.cuda_graphs and _serves(state, found, hidden, plan)):
         return None
     graphs = state.graphs
-    if graphs is None or graphs.found is not found or not graphs.snapshot.contents_hold():
+    if graphs is None or graphs.found is not found or not graphs.snapshot.parameters_hold():
         state.graphs = graphs = LayerGraphs(found)
     return graphs if graphs.serve else None
 
