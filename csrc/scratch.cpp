@@ -36,18 +36,15 @@ const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
 
 }  // namespace
 
-void advise_large_pages(void* memory, size_t bytes, bool renew) noexcept {
+void advise_large_pages(void* memory, size_t bytes) noexcept {
 #ifdef MADV_HUGEPAGE
   const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t first = (address + kLargePage - 1) / kLargePage * kLargePage;
   const uintptr_t last = (address + bytes) / kLargePage * kLargePage;
-  if (first >= last) return;
-  if (renew) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
   static_cast<void>(memory);
   static_cast<void>(bytes);
-  static_cast<void>(renew);
 #endif
 }
 

@@ -14,10 +14,8 @@ enum ScratchKind { kKernelScratch, kPlanScratch, kScratchKinds };
 void* thread_scratch(size_t bytes, ScratchKind kind = kKernelScratch) noexcept;
 
 // Asks for large pages where the system gives them on request: fresh memory then costs a third, and
-// long streams fewer look-ups. Changes no contents, unless it is to renew the memory: pages that an
-// allocator hands out again are given back first, with what they held, so that large ones take
-// their place.
-void advise_large_pages(void* memory, size_t bytes, bool renew = false) noexcept;
+// long streams fewer look-ups. Changes no contents.
+void advise_large_pages(void* memory, size_t bytes) noexcept;
 
 // From now on fills every block that is handed out with 0xff bytes (NaN in every floating type):
 // for tests.

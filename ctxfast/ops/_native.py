@@ -165,7 +165,7 @@ def _large(x: Tensor) -> Tensor:
     """x, fresh and not yet written, on large pages if it is large: first writes then cost a third."""
     bytes = x.numel() * x.element_size()
     if bytes >= _LARGE_BYTES:
-        _module().advise_large_pages(x.data_ptr(), bytes, False)
+        _module().advise_large_pages(x.data_ptr(), bytes)
     return x
 
 
@@ -182,7 +182,7 @@ def _stream(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     room = torch.frombuffer(mmap.mmap(-1, bytes + _LARGE_PAGE, private), dtype=torch.uint8)
     first = -room.data_ptr() % _LARGE_PAGE
-    _module().advise_large_pages(room.data_ptr() + first, bytes, True)
+    _module().advise_large_pages(room.data_ptr() + first, bytes)
     return room[first : first + bytes].view(dtype).view(shape)
 
 
