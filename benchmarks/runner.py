@@ -7,8 +7,11 @@ under the record of the operator dispatch, which sees the parts of layers: what 
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,9 +84,10 @@ def measure(
                     run.left.append(f"{case.workload} {case.name}")
                     continue
                 result = run_case(case, options, found, ceilings, progress, source=source)
-                run.cases.append(result)
-                run.interrupted = result.interrupted
-                on_case(result)
+                with _interrupts_held_back():
+                    run.cases.append(result)
+                    run.interrupted = result.interrupted
+                    on_case(result)
                 if run.interrupted:
                     break
         except KeyboardInterrupt:  # between the timed parts: the cases that are done are kept
@@ -91,6 +95,23 @@ def measure(
     finally:
         torch.set_num_threads(before)
     return run
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Delivers Ctrl-C after the block: a case is written and printed whole."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _begin(

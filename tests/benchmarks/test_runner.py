@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import ModuleType
 
 import pytest
@@ -144,6 +145,20 @@ def test_interrupt_before_timing_keeps_earlier_cases(monkeypatch):
     monkeypatch.setattr(eager, "linear", stop)
     run = runner.measure(["layer-norm", "linear"], runner.Options("tiny", 2, 2, ()))
     assert run.interrupted and [case.workload for case in run.cases] == ["layer-norm"]
+
+
+def test_interrupt_while_a_case_is_kept_waits_until_it_is():
+    kept = []
+
+    def keep(case):
+        signal.raise_signal(signal.SIGINT)
+        kept.append(case.workload)
+
+    handler = signal.getsignal(signal.SIGINT)
+    run = runner.measure(["layer-norm", "linear"], runner.Options("tiny", 1, 2, ()), on_case=keep)
+    assert kept == ["layer-norm"] and run.interrupted
+    assert [case.workload for case in run.cases] == kept
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_threads_are_set_and_restored():
