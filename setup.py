@@ -48,6 +48,16 @@ INSTRUCTION_SETS = {
         "-mtune=generic",
         "-mprefer-vector-width=512",
     ],
+    "amx": [
+        "-march=x86-64-v4",
+        "-mavx512bf16",
+        "-mavx512vnni",
+        "-mamx-tile",
+        "-mamx-bf16",
+        "-mamx-int8",
+        "-mtune=generic",
+        "-mprefer-vector-width=512",
+    ],
 }
 CXX_FLAGS = [
     "-std=c++17",
@@ -249,7 +259,9 @@ class NativeBuild(build_ext):
 
     def run(self) -> None:
         inplace, self.inplace = self.inplace, False
-        scratch = Path(self.build_temp).resolve() / "ctxfast"
+        # An editable installation's build_temp is new every time; what is compiled once stays.
+        kept = ROOT / "build" / f"editable-{sysconfig.get_platform()}"
+        scratch = (kept if self.editable_mode else Path(self.build_temp).resolve()) / "ctxfast"
         report: dict[str, dict] = {}
         built = []
         for extension, key, builder in zip(

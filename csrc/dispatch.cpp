@@ -4,6 +4,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(CTXFAST_HAVE_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ctxfast {
 
 namespace baseline {
@@ -25,18 +31,42 @@ extern const KernelTable kKernels;
 }
 #endif
 
+#ifdef CTXFAST_HAVE_AMX
+namespace amx {
+extern const KernelTable kKernels;
+}
+#endif
+
 namespace {
 
-const char* const kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+constexpr int kSets = 5;
+const char* const kNames[kSets] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 int rank_of(const char* name) {
-  for (int rank = 0; rank < 4; ++rank)
+  for (int rank = 0; rank < kSets; ++rank)
     if (std::strcmp(name, kNames[rank]) == 0) return rank;
   return -1;
 }
 
+#ifdef CTXFAST_HAVE_AMX
+// Whether the processor has tiles, for bfloat16 and for bytes, and the system lets this process use
+// them: a thread's tiles are 8 KiB more to save, which Linux does for those who ask.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kWanted = kBfloat16 | kTiles | kInt8;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kWanted) == kWanted &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 struct Available {
-  InstructionSet sets[4];
+  InstructionSet sets[kSets];
   int count = 0;
 
   void add(const char* name, const KernelTable* kernels) { sets[count++] = {name, kernels}; }
@@ -57,8 +87,12 @@ struct Available {
     if (v4) add(kNames[2], &avx512::kKernels);
 #endif
 #ifdef CTXFAST_HAVE_AVX512_BF16
-    if (v4 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
-      add(kNames[3], &avx512_bf16::kKernels);
+    const bool products =
+        v4 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    if (products) add(kNames[3], &avx512_bf16::kKernels);
+#endif
+#ifdef CTXFAST_HAVE_AMX
+    if (products && may_use_tiles()) add(kNames[4], &amx::kKernels);
 #endif
   }
 };
@@ -70,7 +104,7 @@ const Available& available() {
 
 const InstructionSet* first_choice() {
   const char* wanted = std::getenv("CTXFAST_CPU_ISA");
-  const int limit = wanted != nullptr ? rank_of(wanted) : 3;
+  const int limit = wanted != nullptr ? rank_of(wanted) : kSets - 1;
   const InstructionSet* chosen = &available().sets[0];
   for (int i = 0; i < available().count; ++i)
     if (limit < 0 || rank_of(available().sets[i].name) <= limit) chosen = &available().sets[i];

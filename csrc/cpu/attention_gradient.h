@@ -157,7 +157,7 @@ struct GradientRows {
 
   // Words whose lower halves are `low` and whose upper halves are `high`, rounded to bfloat16.
   static CTXFAST_INLINE void store_pairs(T* to, Vec<T> low, Vec<T> high) {
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
     const __m512i lower = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
     const __m512i upper = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
     store(to, (Vec<float>)_mm512_or_si512(lower, _mm512_slli_epi32(upper, 16)));

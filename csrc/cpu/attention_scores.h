@@ -161,7 +161,7 @@ CTXFAST_INLINE void store_weights(Compute<Storage>* row, int64_t j, Vec<Compute<
   if constexpr (Arithmetic<Storage>::kPack == 1) {
     store(row + j, weights);
   } else {
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
     const HalfBits bits = (HalfBits)_mm512_cvtneps_pbh(weights);
     *(UnalignedHalfBits*)(reinterpret_cast<uint16_t*>(row) + j) = bits;
 #endif

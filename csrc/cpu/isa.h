@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #ifndef CTXFAST_ISA
-#error "CTXFAST_ISA must name the instruction set: baseline, avx2, avx512 or avx512_bf16"
+#error "CTXFAST_ISA must name the instruction set: baseline, avx2, avx512, avx512_bf16 or amx"
 #endif
 
 #define CTXFAST_NAMESPACE_BEGIN \
@@ -24,7 +24,14 @@
 #define CTXFAST_INLINE inline __attribute__((always_inline))
 #define CTXFAST_NOINLINE __attribute__((noinline))
 
-#if defined(CTXFAST_ISA_AVX512) || defined(CTXFAST_ISA_AVX512_BF16)
+// Each instruction set has what is below it.
+#if defined(CTXFAST_ISA_AMX)
+#define CTXFAST_AMX 1
+#endif
+#if defined(CTXFAST_AMX) || defined(CTXFAST_ISA_AVX512_BF16)
+#define CTXFAST_AVX512_BF16 1
+#endif
+#if defined(CTXFAST_AVX512_BF16) || defined(CTXFAST_ISA_AVX512)
 #define CTXFAST_AVX512 1
 #define CTXFAST_VECTOR_BYTES 64
 #elif defined(CTXFAST_ISA_AVX2)

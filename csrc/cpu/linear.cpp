@@ -61,7 +61,7 @@ struct Operand<bfloat16> {
   using Word = uint32_t;
   static constexpr int kPack = 2;
   static CTXFAST_INLINE Vec<float> multiply_add(const bfloat16* a, Vec<float> b, Vec<float> c) {
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
     int32_t pair;
     __builtin_memcpy(&pair, a, sizeof pair);
     return _mm512_dpbf16_ps(c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);

@@ -35,7 +35,7 @@ struct ByteProducts {
   using Accumulator = int32_t;
   using Word = uint32_t;
   static CTXFAST_INLINE Vec<int32_t> multiply_add(Word a, Vec<int32_t> b, Vec<int32_t> c) {
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
     return (Vec<int32_t>)_mm512_dpbusd_epi32((__m512i)c, _mm512_set1_epi32(int(a)), (__m512i)b);
 #else
     c += int32_t(a & 0xff) * ((b << 24) >> 24);
@@ -126,7 +126,7 @@ struct Tile {
 
 CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
 CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
   _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
 #else
   store_n(p, v, n);

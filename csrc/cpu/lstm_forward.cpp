@@ -19,7 +19,7 @@ CTXFAST_NAMESPACE_BEGIN
 namespace {
 
 // bfloat16 states with bfloat16 weights: without rounding anything, on whatever the CPU has.
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
 using PairWeight = HalfPairWeight;
 #else
 using PairWeight = HalfWeight;

@@ -84,7 +84,7 @@ struct HalfWeight {
   }
 };
 
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
 // The same panel, multiplied with bfloat16 by the instruction that takes pairs of them.
 struct HalfPairWeight {
   using Element = bfloat16;

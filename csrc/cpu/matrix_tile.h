@@ -23,7 +23,7 @@ struct ScalarArithmetic {
 template <typename Storage>
 struct Arithmetic : ScalarArithmetic<Compute<Storage>> {};
 
-#if defined(CTXFAST_ISA_AVX512_BF16)
+#if defined(CTXFAST_AVX512_BF16)
 template <>
 struct Arithmetic<bfloat16> {
   using Accumulator = float;

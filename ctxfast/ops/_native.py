@@ -109,7 +109,7 @@ def _module() -> ModuleType:
 
 
 def isa() -> str:
-    """The instruction set in use: baseline, avx2, avx512 or avx512_bf16 (CTXFAST_CPU_ISA sets an upper bound)."""
+    """The instruction set in use: baseline, avx2, avx512, avx512_bf16 or amx (CTXFAST_CPU_ISA sets an upper bound)."""
     return _module().isa()
 
 

@@ -24,7 +24,7 @@ DTYPES = {
     "reference": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
 }
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 NAN = float("nan")
 
 

@@ -70,7 +70,7 @@ def test_thresholds(backend, p):
 @pytest.mark.parametrize("seqlen_k", [1, 7, 8, 9, 63, 64, 65, 127, 129, 200, 513])
 def test_native_mask_at_every_block_boundary(seqlen_k):
     sizes = (1, 1, 27, seqlen_k)
-    for isa in ("baseline", "avx2", "avx512", "avx512_bf16"):
+    for isa in ("baseline", "avx2", "avx512", "avx512_bf16", "amx"):
         with machine(Case(isa=isa)), only("native"):
             assert torch.equal(forward_mask(3, P, *sizes), specified(3, P, *sizes)), isa
 

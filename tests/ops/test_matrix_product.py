@@ -76,7 +76,7 @@ def test_empty(shape):
     assert torch.equal(result, a @ b) and torch.equal(sums, a.sum(1))
 
 
-@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_instruction_set(name):
     if name not in _native.available_isas():
         pytest.skip(f"this processor does not run {name}")
