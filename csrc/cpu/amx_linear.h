@@ -14,6 +14,7 @@
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 #if defined(CTXFAST_AMX)
 
@@ -50,10 +51,6 @@ class MatrixLinear {
   static CTXFAST_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
   static CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-  const char* panel(int64_t index) const {
-    return static_cast<const char*>(args_.panels) + index * (args_.depth / 2) * kPanelRowBytes;
-  }
-
   // Rows [first, first + count) as [blocks of `tiles` tiles][steps][tiles][16 rows][32].
   void pack_rows(int64_t first, int64_t count, int64_t tiles, char* out) const {
     const int64_t blocks = ceiling(count, tiles * kMatrixRows);
@@ -71,15 +68,33 @@ class MatrixLinear {
     }
   }
 
-  // The last step of a panel whose depth ends within it, filled up with 0.
-  const char* last_step(int64_t index, char* space) const {
-    const int64_t bytes = args_.depth % kMatrixDepth / 2 * kPanelRowBytes;
-    __builtin_memcpy(space, panel(index) + (steps_ - 1) * kPanelStepBytes, size_t(bytes));
-    __builtin_memset(space + bytes, 0, size_t(kPanelStepBytes - bytes));
-    return space;
+  // A panel: `whole` steps that lie in memory as they are read, and perhaps a last one, elsewhere.
+  struct Panel {
+    const char *steps, *last;
+    int64_t whole;
+  };
+  int64_t panel_space() const {
+    return args_.panels == nullptr ? steps_ * kPanelStepBytes : kPanelStepBytes;
   }
-  bool has_last_step() const { return args_.depth % kMatrixDepth != 0; }
-  int64_t whole_steps() const { return args_.depth / kMatrixDepth; }
+
+  // What a plain weight is arranged into, and the step within which the depth ends, filled up with
+  // 0, are in `space`.
+  Panel read_panel(int64_t index, char* space) const {
+    const int64_t words = args_.depth / 2, bytes = words * kPanelRowBytes;
+    if (args_.panels == nullptr) {
+      const float* weight = static_cast<const float*>(args_.weight) + index * kPanelColumns * words;
+      pack_vectors<2>(weight, 1, words, words, args_.columns - index * kPanelColumns,
+                      reinterpret_cast<float*>(space));
+      __builtin_memset(space + bytes, 0, size_t(steps_ * kPanelStepBytes - bytes));
+      return {space, nullptr, steps_};
+    }
+    const char* steps = static_cast<const char*>(args_.panels) + index * bytes;
+    const int64_t whole = args_.depth / kMatrixDepth, rest = bytes - whole * kPanelStepBytes;
+    if (rest == 0) return {steps, nullptr, whole};
+    __builtin_memcpy(space, steps + whole * kPanelStepBytes, size_t(rest));
+    __builtin_memset(space + rest, 0, size_t(kPanelStepBytes - rest));
+    return {steps, space, whole};
+  }
 
   static CTXFAST_INLINE void multiply_block(const char* rows, const char* columns, int64_t steps) {
     for (int64_t step = 0; step < steps; ++step) {
@@ -122,15 +137,14 @@ class MatrixLinear {
   }
 
   // Packed rows, `blocks` blocks of them, by one panel. The first of them is row `row`.
-  void multiply_panel(const char* rows, float* sums, int64_t row, int64_t blocks,
+  void multiply_panel(const char* rows, float* sums, char* space, int64_t row, int64_t blocks,
                       int64_t index) const {
-    alignas(64) char space[kPanelStepBytes];
-    const char* tail = has_last_step() ? last_step(index, space) : nullptr;
+    const Panel panel = read_panel(index, space);
     const int64_t pieces = ceiling(steps_, kPieceSteps), piece = ceiling(steps_, pieces);
     const int64_t column = index * kPanelColumns;
     for (int64_t first = 0; first < steps_; first += piece) {
       const int64_t last = smaller(first + piece, steps_);
-      const char* columns = panel(index) + first * kPanelStepBytes;
+      const char* columns = panel.steps + first * kPanelStepBytes;
       const char* ahead = columns + (last - first) * kPanelStepBytes;
       const int64_t lines = ceiling((last - first) * kPanelStepBytes / kLine, blocks);
       for (int64_t block = 0; block < blocks; ++block) {
@@ -142,10 +156,10 @@ class MatrixLinear {
         } else {
           load_sums(out);
         }
-        const int64_t whole = smaller(last, whole_steps()) - first;
+        const int64_t whole = smaller(last, panel.whole) - first;
         multiply_block(from, columns, whole);
-        if (last == steps_ && tail != nullptr)
-          multiply_block(from + whole * 2 * kTileBytes, tail, 1);
+        if (last == steps_ && panel.last != nullptr)
+          multiply_block(from + whole * 2 * kTileBytes, panel.last, 1);
         store_sums(out);
         if (last == steps_) {
           const int64_t at = row + block * kBlockRows;
@@ -174,23 +188,24 @@ class MatrixLinear {
       const int64_t blocks = ceiling(count, kBlockRows);
       const int64_t row_bytes = blocks * steps_ * 2 * kTileBytes;
       const int64_t sum_bytes = blocks * kBlockRows * kPanelColumns * int64_t(sizeof(float));
-      char* memory = static_cast<char*>(thread_scratch(size_t(row_bytes + sum_bytes)));
+      char* memory =
+          static_cast<char*>(thread_scratch(size_t(row_bytes + sum_bytes + panel_space())));
       if (memory == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       pack_rows(first, count, 2, memory);
       const MatrixTiles tiles;
       for (int64_t index = panels_ * run / runs; index < panels_ * (run + 1) / runs; ++index)
-        multiply_panel(memory, reinterpret_cast<float*>(memory + row_bytes), first, blocks, index);
+        multiply_panel(memory, reinterpret_cast<float*>(memory + row_bytes),
+                       memory + row_bytes + sum_bytes, first, blocks, index);
     });
     return failed == 0;
   }
 
   // One tile of rows by a panel: sums in tiles 0 and 1, two more in 2 and 3 for the odd steps, so
   // that a product does not wait for the one before.
-  CTXFAST_INLINE void multiply_few(const char* rows, const char* columns, const char* tail,
-                                   float* sums) const {
+  static CTXFAST_INLINE void multiply_few(const char* rows, const Panel& panel, float* sums) {
     clear_sums();
-    const int64_t whole = whole_steps();
-    for (int64_t step = 0; step < whole; ++step) {
+    const char* columns = panel.steps;
+    for (int64_t step = 0; step < panel.whole; ++step) {
       const char* ahead = columns + kAheadSteps * kPanelStepBytes;
       prefetch_lines(ahead, kPanelStepBytes / kLine);
       load_matrix<4>(rows, kMatrixBytes);
@@ -206,10 +221,10 @@ class MatrixLinear {
       rows += kTileBytes;
       columns += kPanelStepBytes;
     }
-    if (tail != nullptr) {
+    if (panel.last != nullptr) {
       load_matrix<4>(rows, kMatrixBytes);
-      load_matrix<6>(tail, kPanelRowBytes);
-      load_matrix<7>(tail + kMatrixBytes, kPanelRowBytes);
+      load_matrix<6>(panel.last, kPanelRowBytes);
+      load_matrix<7>(panel.last + kMatrixBytes, kPanelRowBytes);
       multiply_matrix<0, 4, 6>();
       multiply_matrix<1, 4, 7>();
     }
@@ -223,18 +238,20 @@ class MatrixLinear {
     if (rows == nullptr) return false;
     pack_rows(0, args_.rows, 1, rows);
     const int64_t run = larger(panels_ / (4 * args_.threads), 1);
+    int32_t failed = 0;
     parallel_ranges(args_.threads, ceiling(panels_, run), [&](int64_t item) {
-      const MatrixTiles tiles;
-      alignas(64) char space[kPanelStepBytes];
+      char* space = static_cast<char*>(thread_scratch(size_t(panel_space())));
+      if (space == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       alignas(64) float sums[kBlockRows * kPanelColumns];
+      const MatrixTiles tiles;
       for (int64_t index = item * run; index < smaller((item + 1) * run, panels_); ++index) {
         const int64_t column = index * kPanelColumns;
-        multiply_few(rows, panel(index), has_last_step() ? last_step(index, space) : nullptr, sums);
+        multiply_few(rows, read_panel(index, space), sums);
         finish_(args_, sums, kPanelColumns, 0, args_.rows, column,
                 smaller(kPanelColumns, args_.columns - column));
       }
     });
-    return true;
+    return failed == 0;
   }
 
   const LinearArgs& args_;

@@ -318,8 +318,7 @@ Status linear(const LinearArgs& args) {
     run<float>(args);
   } else if (args.dtype == kBfloat16 && args.depth % 2 == 0) {
 #if defined(CTXFAST_AMX)
-    if (args.panels != nullptr && MatrixLinear(args, finish_for<bfloat16>(args.activation)).run())
-      return status;
+    if (MatrixLinear(args, finish_for<bfloat16>(args.activation)).run()) return status;
 #endif
     run<bfloat16>(args);
   } else {
