@@ -11,6 +11,7 @@
 // depends on the depth alone.
 #include "cpu/matrix_product.h"
 
+#include "cpu/amx_matrix_product.h"
 #include "cpu/kernel_table.h"
 #include "cpu/matrix_tile.h"
 #include "cpu/parallel.h"
@@ -209,6 +210,13 @@ Status run(const MatrixProductArgs& args) {
 }  // namespace
 
 Status matrix_product(const MatrixProductArgs& args) {
+#if defined(CTXFAST_AMX)
+  if (args.dtype == kFloat32 && SplitProduct::pays(args)) {
+    SplitProduct product(args);
+    const Status status = product.run();
+    if (status.code != kOk || product.fits()) return status;
+  }
+#endif
   if (args.dtype == kFloat32) return run<float>(args);
   if (args.dtype == kFloat64) return run<double>(args);
   Status status;

@@ -20,7 +20,7 @@ def refuses(*matrices: Tensor | None) -> str | None:
             return f"dtype {x.dtype}"
         if x.numel() == 0:
             return "empty input"
-    if not _module().isa().startswith("avx512"):
+    if not _module().isa().startswith(("avx512", "amx")):
         return "its tiles are those of AVX-512"
     return None
 
