@@ -11,6 +11,7 @@
 #include "cpu/linear.h"
 
 #include "cpu/amx_linear.h"
+#include "cpu/amx_matrix_product.h"
 #include "cpu/gelu.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
@@ -315,6 +316,12 @@ void run(const LinearArgs& args) {
 Status linear(const LinearArgs& args) {
   Status status;
   if (args.dtype == kFloat32) {
+#if defined(CTXFAST_AMX)
+    if (SplitProduct::pays(args)) {
+      SplitProduct product(args, finish_for<float>(args.activation));
+      if (product.run().code == kOk && product.fits()) return status;
+    }
+#endif
     run<float>(args);
   } else if (args.dtype == kBfloat16 && args.depth % 2 == 0) {
 #if defined(CTXFAST_AMX)
