@@ -182,3 +182,24 @@ def test_large_panels_fill_pages_of_their_own():
         panels = ops.quantize_weight(weight).panels
         assert torch.equal(panels, reference.pack_weight(reference.quantize_weight(weight)[0]))
         assert n < 2304 or panels.data_ptr() % (2 << 20) == 0
+
+
+@pytest.mark.skipif(
+    not _native.available() or "amx" not in _native.available_isas(),
+    reason="this processor has no matrix tiles",
+)
+@pytest.mark.parametrize("output", DTYPES)
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 400])
+@pytest.mark.parametrize("depth", [1, 63, 64, 65, 770, 2100])
+def test_matrix_tiles_give_the_bits_of_vectors(rows, depth, output):
+    """Integer sums are exact, and what follows is the same arithmetic."""
+    before, found = _native.isa(), {}
+    try:
+        for columns in (1, 32, 33, 65, 130):
+            x, weight, bias = arguments(rows, depth, columns, torch.bfloat16)
+            for name in ("avx512_bf16", "amx"):
+                _native.set_isa(name)
+                found[name] = ops.linear_int8(x, weight, bias, activation="gelu", dtype=output)
+            assert torch.equal(found["amx"], found["avx512_bf16"])
+    finally:
+        _native.set_isa(before)
