@@ -9,6 +9,7 @@
 // alone.
 #pragma once
 
+#include "cpu/amx_linear.h"
 #include "cpu/amx_pack.h"
 #include "cpu/matrix_product.h"
 #include "cpu/parallel.h"
@@ -146,8 +147,11 @@ struct SplitProduct {
   static constexpr int64_t kFewestBlocks = 2;  // where smaller ones occupy more threads
   static constexpr int64_t kItemsPerThread = 2;
 
-  const MatrixProductArgs& args;
-  SplitSource a, b;
+  const MatrixProductArgs args;
+  const SplitSource a, b;
+  // Where it is a linear layer, what makes its results of complete sums.
+  const LinearArgs* linear = nullptr;
+  const LinearFinish finish = nullptr;
   int64_t row_blocks, column_blocks, steps;
   int64_t pieces, piece_steps;  // of the depth, as equal as possible
   // The portion of B that is packed at a time, [pieces][blocks][steps], and where it goes.
@@ -163,9 +167,29 @@ struct SplitProduct {
   static CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
   explicit SplitProduct(const MatrixProductArgs& args)
-      : args(args),
-        a{static_cast<const float*>(args.a), args.a_row, args.a_depth},
-        b{static_cast<const float*>(args.b), args.b_column, args.b_depth},
+      : SplitProduct(args, {args.b, args.b_column, args.b_depth}, nullptr, nullptr) {}
+
+  SplitProduct(const LinearArgs& args, LinearFinish finish)
+      : SplitProduct(product_of(args), columns_of(args), &args, finish) {}
+
+  static MatrixProductArgs product_of(const LinearArgs& args) {
+    return {kFloat32,   args.input,  args.input_stride, 1,       nullptr,   0,
+            0,          nullptr,     args.output,       nullptr, args.rows, args.columns,
+            args.depth, args.threads};
+  }
+  static SplitSource columns_of(const LinearArgs& args) {
+    static_assert(kSplitBlock == kPanelColumns, "a block of columns is a panel");
+    if (args.panels == nullptr) return {args.weight, args.depth, 1};
+    return {args.panels, 1, kPanelColumns, kPanelColumns * args.depth};
+  }
+
+  SplitProduct(const MatrixProductArgs& product, const SplitSource& columns,
+               const LinearArgs* linear, LinearFinish finish)
+      : args(product),
+        a(args.a, args.a_row, args.a_depth),
+        b(columns),
+        linear(linear),
+        finish(finish),
         row_blocks(ceiling(args.rows, kSplitBlock)),
         column_blocks(ceiling(args.columns, kSplitBlock)),
         steps(ceiling(args.depth, kSplitStep)),
@@ -179,6 +203,10 @@ struct SplitProduct {
   // Smaller products are over before packing has paid.
   static bool pays(const MatrixProductArgs& args) {
     return args.rows * args.columns * args.depth >= (1 << 20);
+  }
+  // With few rows the time is that of splitting the weight.
+  static bool pays(const LinearArgs& args) {
+    return args.rows >= 256 && args.rows * args.columns * args.depth >= (1 << 20);
   }
 
   int64_t blocks() const { return end_block - begin_block; }
@@ -210,10 +238,10 @@ struct SplitProduct {
       const int64_t piece = step / piece_steps;
       const int64_t column = block * kSplitBlock, k = step * kSplitStep;
       char* out = packed_at(piece, block) + step % piece_steps * kSplitStepBytes;
-      const char* next = out + (b.depth_stride == 1 ? 1 : steps_of(piece)) * kSplitStepBytes;
+      const char* next = out + (b.by_blocks() ? 1 : steps_of(piece)) * kSplitStepBytes;
       for (int64_t byte = 0; byte < kSplitStepBytes; byte += 64)
         __builtin_prefetch(next + byte, 0, 2);
-      largest = pack_column_step(b, b.at(column, k), {args.columns - column, args.depth - k}, out,
+      largest = pack_column_step(b, b.block(block, k), {args.columns - column, args.depth - k}, out,
                                  largest);
     });
     note(largest, &largest_b);
@@ -221,7 +249,7 @@ struct SplitProduct {
 
   void pack_portion() {
     const int64_t first = begin_piece * piece_steps, last = smaller(end_piece * piece_steps, steps);
-    if (b.depth_stride == 1) {
+    if (b.by_blocks()) {
       parallel_for(args.threads, blocks(), 1, [&](int64_t item, int64_t) {
         pack_columns(first, last, begin_block + item, begin_block + item + 1);
       });
@@ -236,7 +264,7 @@ struct SplitProduct {
   template <typename Visit>
   static CTXFAST_INLINE void in_order(const SplitSource& source, int64_t blocks, int64_t steps,
                                       const Visit& visit) {
-    if (source.depth_stride == 1) {
+    if (source.by_blocks()) {
       for (int64_t block = 0; block < blocks; ++block)
         for (int64_t step = 0; step < steps; ++step) visit(block, step);
     } else {
@@ -252,9 +280,10 @@ struct SplitProduct {
     const auto pack = [&](int64_t block, int64_t step) {
       const int64_t row = (first + block) * kSplitBlock, k = (begin + step) * kSplitStep;
       const SplitExtent there = {args.rows - row, args.depth - k};
-      largest = pack_row_step(a, a.at(row, k), there,
-                              out + (block * count + step) * kSplitStepBytes, largest);
-      if (row_sums != nullptr) add_rows(a, a.at(row, k), there, row_sums + block * kSplitBlock);
+      const float* from = a.block(first + block, k);
+      largest =
+          pack_row_step(a, from, there, out + (block * count + step) * kSplitStepBytes, largest);
+      if (row_sums != nullptr) add_rows(a, from, there, row_sums + block * kSplitBlock);
     };
     in_order(a, last - first, count, pack);
     return largest;
@@ -279,7 +308,7 @@ struct SplitProduct {
         const char* ahead = columns + piece_bytes;
         for (int64_t i = 0; i < count; ++i, ahead += lines * 64 * steps_of(piece))
           multiply_block(rows + i * piece_bytes, columns, steps_of(piece), ahead, lines, first + i,
-                         block, piece == 0);
+                         block, piece);
       }
     }
     note(largest, &largest_a);
@@ -295,12 +324,17 @@ struct SplitProduct {
 
   CTXFAST_INLINE void multiply_block(const char* rows, const char* columns, int64_t count,
                                      const char* ahead, int64_t lines, int64_t row_block,
-                                     int64_t column_block, bool begins) const {
+                                     int64_t column_block, int64_t piece) const {
     const int64_t row = row_block * kSplitBlock, column = column_block * kSplitBlock;
     const int64_t height = smaller(kSplitBlock, args.rows - row), width = args.columns - column;
     float* c = static_cast<float*>(args.c) + row * args.columns + column;
     alignas(64) float sums[kSplitBlock * kSplitBlock];
     multiply_blocks(rows, columns, count, ahead, lines, c, args.columns, height, sums);
+    const bool begins = piece == 0, ends = piece + 1 == pieces;
+    if (linear != nullptr && ends) {
+      if (!begins) add_block(c, height, width, sums);
+      return finish(*linear, sums, kSplitBlock, row, height, column, smaller(kSplitBlock, width));
+    }
     Vec<float> start[2] = {};
     if (begins && args.bias != nullptr)
       for (int v = 0; v < 2; ++v)
@@ -312,6 +346,16 @@ struct SplitProduct {
         const Vec<float> sum = load(sums + r * kSplitBlock + v * 16);
         const int64_t left = width - v * 16;
         store_n(out, sum + (begins ? start[v] : load_n(out, left)), left);
+      }
+  }
+
+  // sums += what earlier pieces left in c
+  CTXFAST_INLINE void add_block(const float* c, int64_t height, int64_t width, float* sums) const {
+    for (int64_t r = 0; r < height; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        float* sum = sums + r * kSplitBlock + v * 16;
+        store(sum, load(sum) + load_n(c + r * args.columns + v * 16, width - v * 16));
       }
   }
 

@@ -18,11 +18,25 @@ constexpr int64_t kSplitTileBytes = 1024;
 constexpr int64_t kSplitPartBytes = 2 * kSplitTileBytes;  // of a block's step
 constexpr int64_t kSplitStepBytes = 3 * kSplitPartBytes;
 
-// Element (i, k): row or column i, depth k. One of the strides is 1.
+// Element (i, k): row or column i, depth k. One of the strides is 1. Blocks need not be neighbours.
 struct SplitSource {
   const float* data;
-  int64_t stride, depth_stride;
-  const float* at(int64_t i, int64_t k) const { return data + i * stride + k * depth_stride; }
+  int64_t stride, depth_stride, block_stride;
+
+  SplitSource(const void* from, int64_t stride, int64_t depth_stride)
+      : SplitSource(from, stride, depth_stride, kSplitBlock * stride) {}
+  SplitSource(const void* from, int64_t stride, int64_t depth_stride, int64_t block_stride)
+      : data(static_cast<const float*>(from)),
+        stride(stride),
+        depth_stride(depth_stride),
+        block_stride(block_stride) {}
+
+  // Depth k of the first row or column of a block.
+  const float* block(int64_t index, int64_t k) const {
+    return data + index * block_stride + k * depth_stride;
+  }
+  // Whether a block lies together, rather than a step of all blocks.
+  bool by_blocks() const { return depth_stride < block_stride; }
 };
 
 // Which elements of a step are there; the rest is packed as 0.

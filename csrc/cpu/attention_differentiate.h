@@ -143,7 +143,7 @@ struct Differentiate {
     if (low >= high) return;
     const int64_t from = (low - block) / kLanes<T> * kLanes<T>;
     const int64_t columns = round_up(high - block, kLanes<T>) - from, key0 = block + from;
-    const int64_t rows = end - begin, depth = words_of<Storage>(rows);
+    const int64_t rows = end - begin, depth = (rows + kPack - 1) / kPack;
     const int64_t words = sizes.words, width = sizes.width;
     const uint8_t* live = work.live + (begin - origin);
 
@@ -222,7 +222,7 @@ struct Differentiate {
       AccumulateTile<Storage, false> tile = {grads,
                                              sizes.block / kPack,
                                              work.key_columns + from / kPack * width,
-                                             words_of<Storage>(keys),
+                                             (keys + kPack - 1) / kPack,
                                              width,
                                              work.grad_queries + (begin - origin) * width,
                                              passage.queries_whole,

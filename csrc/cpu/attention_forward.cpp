@@ -93,10 +93,14 @@ struct Attend {
     const bool starts = this_block == first_block, ends = this_block == last_block;
 
     // Whole vectors of keys that some row attends, counted from `packed`.
-    const int64_t from = greater(low - packed, 0) / kLanes<T> * kLanes<T>;
+    constexpr int64_t kAlign = greater(kLanes<T>, kDepthStep<Storage>);
+    const int64_t from = greater(low - packed, 0) / kAlign * kAlign;
     const int64_t to = round_up(smaller(high, packed_end) - packed, kLanes<T>);
     const int64_t columns = to - from, key0 = packed + from;
     const int64_t rows = end - begin;
+    // Tiles of scores are columns of lines: an odd number of lines from row to row spreads them
+    // over the sets of the first cache level.
+    const int64_t stride = kMatrix<Storage> ? columns | kLanes<T> : block;
     const Storage* query = rows_of(common.query, common.query_stride, sequence.query_start + begin);
     const Word* queries = work.queries;
     int64_t query_row = words;
@@ -109,15 +113,15 @@ struct Attend {
 
     const ScoreTile<Storage> scores_tile = {queries, work.keys + from * words, query_row,
                                             words,   summed_words(columns),    work.scores,
-                                            block};
-    for_each_tile(rows, columns / kLanes<T>, scores_tile);
+                                            stride};
+    for_each_product<Storage>(rows, columns / kLanes<T>, scores_tile);
 
     const int64_t slot =
         starts && ends ? 0 : begin - origin;  // nothing is kept of rows that are done at once
     T* maximum = work.maximum + slot;
     T* sum = work.sum + slot;
     for (int64_t r = 0; r < rows; ++r) {
-      T* scores = work.scores + r * block;
+      T* scores = work.scores + r * stride;
       const int64_t i = begin + r;
       const KeyRange range = key_range(common, sequence, i);
       if (prefetches) prefetch(i);
@@ -133,6 +137,7 @@ struct Attend {
       // A row that has met no key yet has maximum -inf; 0 keeps its weights at 2^-inf = 0.
       const T level = peak == -T(__builtin_huge_val()) ? T(0) : peak;
       const T part = weigh<Storage>(scores, columns, f, level, dropout, i, key0);
+      end_weights<Storage>(scores, columns);
       if (starts) {
         sum[r] = part;
       } else {
@@ -142,12 +147,12 @@ struct Attend {
       maximum[r] = peak;
     }
 
-    T factors[kForwardStep];
+    T factors[kForwardStep<Storage>];
     if (ends) finish_rows(begin, rows, maximum, sum, factors);
     const Word* weights = reinterpret_cast<const Word*>(work.scores);
     ValueTile<Storage> tile = {weights,
                                values + from / kPack * value_row,
-                               block,
+                               stride,
                                words_of<Storage>(smaller(high, packed_end) - key0),
                                value_row,
                                width,
@@ -157,7 +162,7 @@ struct Attend {
                                output_row(begin),
                                args.output_stride[2],
                                depth};
-    for_each_tile(rows, width / kLanes<T>, tile);
+    for_each_product<Storage>(rows, width / kLanes<T>, tile);
   }
 
   // Log-sum-exp of the rows, and what their weighted sums are multiplied by.
@@ -174,8 +179,8 @@ struct Attend {
   void run(int64_t begin, int64_t end) const {
     const int64_t low = key_range(common, sequence, begin).begin;
     const int64_t high = key_range(common, sequence, end - 1).end;
-    for (int64_t row = begin; row < end; row += kForwardStep) {
-      const int64_t stop = smaller(row + kForwardStep, end);
+    for (int64_t row = begin; row < end; row += kForwardStep<Storage>) {
+      const int64_t stop = smaller(row + kForwardStep<Storage>, end);
       if (key_range(common, sequence, row).begin >= key_range(common, sequence, stop - 1).end)
         clear_rows(row, stop);
     }
@@ -201,8 +206,8 @@ struct Attend {
       if (packs)
         pack_columns<Storage>(value, common.value_stride[2], count, depth, width, filter,
                               work.values);
-      for (int64_t i = begin; i < end; i += kForwardStep)
-        attend_rows(begin, i, smaller(i + kForwardStep, end), packed, packed_end);
+      for (int64_t i = begin; i < end; i += kForwardStep<Storage>)
+        attend_rows(begin, i, smaller(i + kForwardStep<Storage>, end), packed, packed_end);
     }
   }
 };
@@ -217,7 +222,7 @@ Status run(const AttentionForwardArgs& args) {
   Status status = plan.read(common);
   if (status.code != kOk) return status;
   const AttentionPieces pieces =
-      plan.split(common, {false, kForwardStep, kForwardRowLimit, sizes.block});
+      plan.split(common, {false, kForwardStep<Storage>, kForwardRowLimit<Storage>, sizes.block});
 
   int32_t failed = 0;
   const int64_t items = pieces.count * common.heads;
@@ -229,6 +234,7 @@ Status run(const AttentionForwardArgs& args) {
       return;
     }
     const ForwardWorkspace<Storage> work(memory, sizes);
+    [[maybe_unused]] const ProductScope<Storage> scope;
     for (int64_t item = first; item < last; ++item) {
       const AttentionPiece& piece = pieces.items[item / common.heads];
       const Attend<Storage> attend(args, plan.sequence(piece.sequence), piece.sequence,

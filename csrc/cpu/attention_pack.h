@@ -2,6 +2,7 @@
 // seen, and tails, are zero: whatever lies there, NaN included, has no influence.
 #pragma once
 
+#include "cpu/amx_block.h"
 #include "cpu/matrix_tile.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -13,6 +14,16 @@ using WordOf = typename Arithmetic<Storage>::Word;
 template <typename Storage>
 constexpr bool kWordIsElement =
     Arithmetic<Storage>::kPack == 1 && sizeof(WordOf<Storage>) == sizeof(Storage);
+
+// Whether products run on matrix tiles, whose operands have a whole number of steps along the
+// depth.
+#if defined(CTXFAST_AMX)
+template <typename Storage>
+constexpr bool kMatrix = sizeof(Storage) == 2;
+#else
+template <typename Storage>
+constexpr bool kMatrix = false;
+#endif
 
 CTXFAST_INLINE void prefetch_bytes(const void* from, int64_t bytes) {
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(from) + b);
@@ -30,11 +41,13 @@ struct RowFilter {
   CTXFAST_INLINE bool shows_all() const { return first <= 0 && keep == nullptr; }
 };
 
-// Number of words that hold n elements.
+// What the elements of a depth are counted in, and the words that hold n of them.
+template <typename Storage>
+constexpr int64_t kDepthStep = kMatrix<Storage> ? 32 : Arithmetic<Storage>::kPack;
 template <typename Storage>
 CTXFAST_INLINE int64_t words_of(int64_t n) {
-  constexpr int kPack = Arithmetic<Storage>::kPack;
-  return (n + kPack - 1) / kPack;
+  constexpr int64_t kStep = kDepthStep<Storage>;
+  return (n + kStep - 1) / kStep * (kStep / Arithmetic<Storage>::kPack);
 }
 
 // kLanes words of a row from word `first` on; elements from n on are 0.
@@ -147,7 +160,7 @@ CTXFAST_NOINLINE void pack_columns(const Storage* rows, int64_t stride, int64_t 
         store(to + first, seen ? load_n(from + first, width - first) : Vec<T>{});
     }
   } else {
-    for (int64_t row = 0; row < count; row += 2) {
+    for (int64_t row = 0; row < 2 * words_of<Storage>(count); row += 2) {
       const Storage* from = rows + row * stride;
       float* to = reinterpret_cast<float*>(out + row / 2 * width_lanes);
       const bool seen0 = visible(row), seen1 = visible(row + 1);

@@ -168,6 +168,15 @@ CTXFAST_INLINE void store_weights(Compute<Storage>* row, int64_t j, Vec<Compute<
   }
 }
 
+// Zeros from the end of a row of weights, whole vectors, to the end of a step of their depth.
+template <typename Storage>
+CTXFAST_INLINE void end_weights(Compute<Storage>* row, int64_t columns) {
+  constexpr int kCount = kLanes<Compute<Storage>>;
+  if constexpr (kMatrix<Storage>)
+    if (columns % kDepthStep<Storage>)
+      __builtin_memset(reinterpret_cast<Storage*>(row) + columns, 0, kCount * sizeof(Storage));
+}
+
 template <typename T>
 CTXFAST_INLINE T row_maximum(const T* scores, int64_t columns) {
   constexpr int kCount = kLanes<T>;

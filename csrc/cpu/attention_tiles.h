@@ -6,9 +6,11 @@
 
 CTXFAST_NAMESPACE_BEGIN
 
-CTXFAST_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-CTXFAST_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
+CTXFAST_INLINE constexpr int64_t round_up(int64_t n, int64_t step) {
+  return (n + step - 1) / step * step;
+}
+CTXFAST_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+CTXFAST_INLINE constexpr int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Scores are summed in parts of this many words, which keeps their rounding errors, and with them
 // the relative errors of the weights, low. In small matrices, where the eager path splits its sums
@@ -45,7 +47,30 @@ struct ScoreTile {
         }
     }
   }
+
+#if defined(CTXFAST_AMX)
+  void run_matrix(int64_t count, int64_t vectors) const {
+    const MatrixProduct product = {reinterpret_cast<const char*>(rows),
+                                   row_stride * 4,
+                                   reinterpret_cast<const char*>(keys),
+                                   kMatrixBytes,
+                                   kMatrixRows * kMatrixBytes,
+                                   words * kMatrixBytes,
+                                   words / kMatrixRows,
+                                   reinterpret_cast<char*>(scores),
+                                   score_stride * 4,
+                                   true};
+    product.run((count + kMatrixRows - 1) / kMatrixRows, vectors);
+  }
+#endif
 };
+
+#if defined(CTXFAST_AMX)
+// The first n elements; numbers below the normal range become 0.
+CTXFAST_INLINE void store_rounded(bfloat16* row, Vec<float> v, int64_t n) {
+  _mm256_mask_storeu_epi16(row, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
+}
+#endif
 
 // Vector c of the kColumns of a row that has `left` elements; only the last may be short.
 template <int kColumns, typename Storage, typename T = Compute<Storage>>
@@ -97,6 +122,31 @@ struct ValueTile {
         }
       }
   }
+
+#if defined(CTXFAST_AMX)
+  void run_matrix(int64_t rows, int64_t vectors) const {
+    if (rescale != nullptr)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < width; c += kLanes<T>)
+          store(state + r * width + c, load(state + r * width + c) * rescale[r]);
+    const MatrixProduct product = {reinterpret_cast<const char*>(weights),
+                                   weight_stride * 4,
+                                   reinterpret_cast<const char*>(values),
+                                   value_stride * 4,
+                                   value_stride * 4 * kMatrixRows,
+                                   kMatrixBytes,
+                                   depth / kMatrixRows,
+                                   reinterpret_cast<char*>(state),
+                                   width * 4,
+                                   rescale == nullptr};
+    product.run((rows + kMatrixRows - 1) / kMatrixRows, vectors);
+    if (factor == nullptr) return;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; c += kLanes<T>)
+        store_rounded(output + r * output_stride + c, load(state + r * width + c) * factor[r],
+                      columns - c);
+  }
+#endif
 };
 
 // total[r, c] += left[r] . right[:, c]; kTransposed: left is stored [depth, rows]. The product is
@@ -143,5 +193,22 @@ struct AccumulateTile {
       }
   }
 };
+
+// What a thread needs to have while it runs products of a storage type.
+template <typename Storage>
+struct ProductScope {};
+#if defined(CTXFAST_AMX)
+template <>
+struct ProductScope<bfloat16> : MatrixTiles {};
+#endif
+
+// The product of `rows` rows and `vectors` vectors whose tiles `tile` computes.
+template <typename Storage, typename Tile>
+CTXFAST_INLINE void for_each_product(int64_t rows, int64_t vectors, const Tile& tile) {
+  if constexpr (kMatrix<Storage>)
+    tile.run_matrix(rows, vectors);
+  else
+    for_each_tile(rows, vectors, tile);
+}
 
 CTXFAST_NAMESPACE_END

@@ -5,8 +5,11 @@
 
 CTXFAST_NAMESPACE_BEGIN
 
-constexpr int64_t kForwardStep = 24;       // query rows whose scores are computed together
-constexpr int64_t kForwardRowLimit = 240;  // query rows of a task that keeps running state
+// Query rows whose scores are computed together, and those of a task that keeps running state.
+template <typename Storage>
+constexpr int64_t kForwardStep = kMatrix<Storage> ? 32 : 24;
+template <typename Storage>
+constexpr int64_t kForwardRowLimit = 10 * kForwardStep<Storage>;
 constexpr int64_t kBackwardStep = 48;
 constexpr int64_t kBackwardRowLimit = 480;
 
@@ -62,12 +65,12 @@ struct ForwardWorkspace {
     Divider divider(memory);
     keys = divider.take<Word>(sizes.block * sizes.words);
     values = divider.take<Word>(sizes.block * sizes.width);
-    queries = divider.take<Word>(kForwardStep * sizes.words);
-    scores = divider.take<T>(kForwardStep * sizes.block);
-    state = divider.take<T>(kForwardRowLimit * sizes.width);
-    maximum = divider.take<T>(kForwardRowLimit);
-    sum = divider.take<T>(kForwardRowLimit);
-    rescale = divider.take<T>(kForwardStep);
+    queries = divider.take<Word>(kForwardStep<Storage> * sizes.words);
+    scores = divider.take<T>(kForwardStep<Storage> * (sizes.block + kLanes<T>));
+    state = divider.take<T>(kForwardRowLimit<Storage> * sizes.width);
+    maximum = divider.take<T>(kForwardRowLimit<Storage>);
+    sum = divider.take<T>(kForwardRowLimit<Storage>);
+    rescale = divider.take<T>(kForwardStep<Storage>);
     bytes = divider.used();
   }
 };

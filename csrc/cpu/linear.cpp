@@ -10,6 +10,8 @@
 // rows come from memory while the piece before is multiplied.
 #include "cpu/linear.h"
 
+#include "cpu/amx_linear.h"
+#include "cpu/amx_matrix_product.h"
 #include "cpu/gelu.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
@@ -143,6 +145,15 @@ CTXFAST_INLINE void multiply_rows(int rows, const T* a, int64_t lda,
                                                 ahead, ahead_row);
 }
 
+CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
+CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
+#if defined(CTXFAST_AVX512_BF16)
+  _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
+#else
+  store_n(p, v, n);
+#endif
+}
+
 // output[rows, columns from `column` on] = activation(sums + bias) + residual
 template <typename T, Activation kActivation>
 void finish(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row, int64_t rows,
@@ -157,7 +168,7 @@ void finish(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row,
       y = activate<T, kActivation>(y);
       if (args.residual != nullptr)
         y += load_n(static_cast<const T*>(args.residual) + residual + i, columns - i);
-      store_n(output + i, y, columns - i);
+      put(output + i, y, columns - i);
     }
   }
 }
@@ -305,8 +316,17 @@ void run(const LinearArgs& args) {
 Status linear(const LinearArgs& args) {
   Status status;
   if (args.dtype == kFloat32) {
+#if defined(CTXFAST_AMX)
+    if (SplitProduct::pays(args)) {
+      SplitProduct product(args, finish_for<float>(args.activation));
+      if (product.run().code == kOk && product.fits()) return status;
+    }
+#endif
     run<float>(args);
   } else if (args.dtype == kBfloat16 && args.depth % 2 == 0) {
+#if defined(CTXFAST_AMX)
+    if (MatrixLinear(args, finish_for<bfloat16>(args.activation)).run()) return status;
+#endif
     run<bfloat16>(args);
   } else {
     status.code = kUnsupportedDtype;
