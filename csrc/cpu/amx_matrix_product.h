@@ -200,9 +200,9 @@ struct SplitProduct {
     portion_pieces = smaller(pieces, most / portion_blocks);
   }
 
-  // Smaller products are over before packing has paid.
+  // What is packed must be used often enough.
   static bool pays(const MatrixProductArgs& args) {
-    return args.rows * args.columns * args.depth >= (1 << 20);
+    return args.rows >= 64 && args.columns >= kSplitBlock && args.depth >= kSplitStep;
   }
   // With few rows the time is that of splitting the weight.
   static bool pays(const LinearArgs& args) {
