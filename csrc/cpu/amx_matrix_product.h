@@ -142,7 +142,7 @@ CTXFAST_INLINE void add_rows(const SplitSource& a, const float* from, SplitExten
 }
 
 struct SplitProduct {
-  static constexpr int64_t kPieceSteps = 512 / kSplitStep, kPortionBytes = 4 << 20;
+  static constexpr int64_t kPieceSteps = 512 / kSplitStep, kPortionBytes = 8 << 20;
   static constexpr int64_t kMostBlocks = 8;    // of rows that a thread packs at a time
   static constexpr int64_t kFewestBlocks = 2;  // where smaller ones occupy more threads
   static constexpr int64_t kItemsPerThread = 2;
@@ -200,9 +200,9 @@ struct SplitProduct {
     portion_pieces = smaller(pieces, most / portion_blocks);
   }
 
-  // Smaller products are over before packing has paid.
+  // What is packed must be used often enough.
   static bool pays(const MatrixProductArgs& args) {
-    return args.rows * args.columns * args.depth >= (1 << 20);
+    return args.rows >= 64 && args.columns >= kSplitBlock && args.depth >= kSplitStep;
   }
   // With few rows the time is that of splitting the weight.
   static bool pays(const LinearArgs& args) {
@@ -228,14 +228,19 @@ struct SplitProduct {
     }
   }
 
-  // Steps [first, last) of blocks [from, to) of columns.
+  // Steps [first, last) of blocks [from, to) of columns. Where each goes is asked for while the one
+  // before it is packed: the portion lies in the last cache level.
   void pack_columns(int64_t first, int64_t last, int64_t from, int64_t to) {
     Vec<float> largest = {};
     in_order(b, to - from, last - first, [&](int64_t block, int64_t step) {
       block += from;
       step += first;
+      const int64_t piece = step / piece_steps;
       const int64_t column = block * kSplitBlock, k = step * kSplitStep;
-      char* out = packed_at(step / piece_steps, block) + step % piece_steps * kSplitStepBytes;
+      char* out = packed_at(piece, block) + step % piece_steps * kSplitStepBytes;
+      const char* next = out + (b.by_blocks() ? 1 : steps_of(piece)) * kSplitStepBytes;
+      for (int64_t byte = 0; byte < kSplitStepBytes; byte += 64)
+        __builtin_prefetch(next + byte, 0, 2);
       largest = pack_column_step(b, b.block(block, k), {args.columns - column, args.depth - k}, out,
                                  largest);
     });

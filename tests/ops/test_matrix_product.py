@@ -16,7 +16,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Rows, columns, depth: one element, tails of every tile, several pieces of the depth and several panels.
-SHAPES = [(1, 1, 1), (7, 5, 3), (16, 48, 16), (17, 49, 33), (40, 130, 500), (65, 97, 1153)]
+SHAPES = [
+    (1, 1, 1),
+    (7, 5, 3),
+    (16, 48, 16),
+    (17, 49, 33),
+    (40, 130, 500),
+    (64, 32, 32),
+    (65, 97, 1153),
+    (300, 47, 77),
+]
 
 
 def wide_rows(x: Tensor) -> Tensor:
@@ -85,13 +94,14 @@ def test_every_instruction_set(name):
     try:
         test_matches_float64((40, 130, 500), "columns", "rows")
         test_matches_float64((33, 51, 399), "rows", "columns")
+        test_matches_float64((97, 51, 599), "columns", "rows")
         test_float64((33, 51, 399), "columns")
         test_float64((13, 51, 9), "rows")
     finally:
         _native.set_isa(before)
 
 
-@pytest.mark.parametrize("shape", [(20, 3, 700_001), (70, 4200, 600), (5, 2100, 20)])
+@pytest.mark.parametrize("shape", [(20, 3, 700_001), (70, 4200, 1100), (5, 2100, 20)])
 def test_more_than_is_packed_at_a_time(shape):
     rows, columns, depth = shape
     a, b, bias = torch.randn(rows, depth), torch.randn(depth, columns), torch.randn(columns)
@@ -115,13 +125,38 @@ def test_threads_change_no_bit():
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-def test_nan_stays_in_its_row_and_column():
-    a, b = torch.randn(20, 30), torch.randn(30, 60)
+@pytest.mark.parametrize("rows", [20, 80])
+def test_nan_stays_in_its_row_and_column(rows):
+    a, b = torch.randn(rows, 40), torch.randn(40, 60)
     a[3, 4] = b[5, 50] = torch.nan
     result, sums = _native_matrix_product.product_and_row_sums(a, b)
     wrong = result.isnan()
-    assert wrong[3].all() and wrong[:, 50].all() and int(wrong.sum()) == 60 + 20 - 1
+    assert wrong[3].all() and wrong[:, 50].all() and int(wrong.sum()) == 60 + rows - 1
     assert sums.isnan().nonzero().tolist() == [[3]]
+
+
+@pytest.mark.parametrize("place", ["a", "b"])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_infinity(place, layout):
+    a, b = torch.randn(80, 100), torch.randn(100, 70)
+    (a if place == "a" else b)[3, 40] = torch.inf
+    result, sums = _native_matrix_product.product_and_row_sums(
+        LAYOUTS[layout](a), LAYOUTS[layout](b)
+    )
+    assert_matches(result, a @ b, a.double() @ b.double())
+    assert_matches(sums, a.sum(1), a.double().sum(1), name="row sums")
+
+
+# Of the first the lower bits are below the normal range, of the second the products.
+@pytest.mark.parametrize("powers", [(-120, 0), (0, -120), (-70, -68), (100, 20)])
+def test_far_from_one(powers):
+    a, b = torch.randn(80, 100) * 2.0 ** powers[0], torch.randn(100, 70) * 2.0 ** powers[1]
+    assert_matches(_native_matrix_product.product(a, b), a @ b, a.double() @ b.double())
+
+
+def test_zero():
+    a, b, bias = torch.zeros(80, 100), torch.randn(100, 70), torch.randn(70)
+    assert torch.equal(_native_matrix_product.product(a, b, bias), bias.expand(80, 70))
 
 
 @pytest.mark.parametrize("expanded", [False, True])
