@@ -73,7 +73,11 @@ bool lstm_packed_fits(uintptr_t packed, int64_t bytes, int dtype, int weight, in
   args.features = features;
   args.projected = projected;
   const LstmPackedHeader header = expected_header(args);
-  return bytes == header.bytes && std::memcmp(address(packed), &header, sizeof header) == 0;
+  if (bytes != header.bytes) return false;
+  LstmPackedHeader found;
+  std::memcpy(&found, address(packed), sizeof found);
+  found.ordinary = header.ordinary;
+  return std::memcmp(&found, &header, sizeof header) == 0;
 }
 
 py::object lstm_forward(const py::tuple& numbers, double cell_clip, double proj_clip,

@@ -25,10 +25,12 @@ struct LstmSizes {
   int threads;
 };
 
-// What packed weights begin with: they serve a call only where all of this is equal.
+// What packed weights begin with: they serve a call only where all of this is equal, but for
+// `ordinary`.
 struct LstmPackedHeader {
   int64_t bytes, inputs, hidden, features;
-  int32_t vector_bytes, dtype, weight, projected, backward, reserved;
+  int32_t vector_bytes, dtype, weight, projected, backward;
+  int32_t ordinary;  // whether all weights are smaller than kOrdinaryBound, thus finite
 };
 
 // Weights as the kernels read them: see lstm_weights.h.

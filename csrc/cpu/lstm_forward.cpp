@@ -12,6 +12,7 @@
 #include "cpu/lstm_cell.h"
 #include "cpu/lstm_plain.h"
 #include "cpu/lstm_team.h"
+#include "cpu/lstm_tiles.h"
 #include "cpu/lstm_weights.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -32,6 +33,10 @@ template <typename S, typename W>
 struct Forward {
   using T = Compute<S>;
   using Element = typename W::Element;
+  // Tiles multiply parts of the numbers: bfloat16 states are one part.
+  static constexpr int kParts = sizeof(S) == 2 ? 1 : 3;
+  using Tiles = TileProduct<W, kParts>;
+  static constexpr bool kSplits = Tiles::kUsed && sizeof(Element) != sizeof(bfloat16);
   static constexpr int64_t kWidth = kLanes<T>;
   static constexpr int64_t kBlock = kGates * kWidth;  // the gates of a vector of units
 
@@ -49,11 +54,30 @@ struct Forward {
                       // other
   Element* full;      // o * tanh(c) [B, H]
   T* arranged;        // for each thread what it makes of plain weights at a time
+  bfloat16* input_parts;  // of the numbers of `input`, `state` and `full`: for tiles
+  bfloat16* state_parts[2];
+  bfloat16* full_parts;
+  // By step: whether the input from it on, the state before it, has numbers that parts do not hold.
+  int32_t *input_extreme, *state_extreme;
+  T* tile_space;  // for each thread the sums of a block and what its tiles are arranged in
 
   static int64_t stride(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
   static int64_t input_rows(const LstmSizes& s) {
     const int64_t all = s.batch * s.steps, wanted = s.batch > kInputRows ? s.batch : kInputRows;
-    return all < wanted ? all : wanted;
+    return padded(all < wanted ? all : wanted);
+  }
+  // Tiles read and write whole ones.
+  static constexpr int64_t kRowsOfTile = 16;
+  static int64_t padded(int64_t rows) { return Tiles::kUsed ? round_up(rows, kRowsOfTile) : rows; }
+  static int64_t parts_size(int64_t rows, int64_t row_stride) {
+    return kSplits
+               ? kParts * padded(rows) * row_stride * int64_t(sizeof(bfloat16)) / int64_t(sizeof(T))
+               : 0;
+  }
+  static int64_t tile_space_size(const LstmSizes& s) {
+    if constexpr (Tiles::kUsed)
+      return padded(s.batch) * kBlock + Tiles::kSpace / int64_t(sizeof(T));
+    return 0;
   }
   // Elements of plain weights that a thread arranges at a time: a block of a gates panel, or a
   // piece of four vectors of the projection. No more than the second cache level holds.
@@ -61,9 +85,19 @@ struct Forward {
     const int64_t deepest = s.inputs > s.features ? s.inputs : s.features;
     return W::kPlain ? (deepest > kDepthPiece ? deepest : kDepthPiece) * kBlock : 0;
   }
+  static constexpr bool kChecks = kSplits && kParts == 3;
+  static int64_t flags(const LstmSizes& s) {
+    return kChecks ? round_up(2 * (s.steps + 1), kWidth) : 0;
+  }
   static int64_t elements(const LstmSizes& s) {
-    return input_rows(s) * (kGates * round_up(s.hidden, kWidth) + stride(s.inputs)) +
-           s.batch * (3 * stride(s.features) + 2 * stride(s.hidden)) + s.threads * arranged_size(s);
+    const int64_t batch = padded(s.batch), rows = input_rows(s);
+    return round_up(flags(s) + rows * (kGates * round_up(s.hidden, kWidth) + stride(s.inputs)) +
+                        batch * (3 * stride(s.features) + 2 * stride(s.hidden)) +
+                        parts_size(rows, stride(s.inputs)) +
+                        2 * parts_size(batch, stride(s.features)) +
+                        parts_size(batch, stride(s.hidden)) +
+                        s.threads * (arranged_size(s) + tile_space_size(s)),
+                    kWidth);
   }
 
   Forward(const LstmSizes& s, const LstmForwardDirection& w, const RowOrder& o,
@@ -72,14 +106,33 @@ struct Forward {
     input_stride = stride(s.inputs);
     state_stride = stride(s.features);
     cell_stride = stride(s.hidden);
-    given = memory;
-    sums = given + input_rows(s) * kGates * round_up(s.hidden, kWidth);
-    cell = sums + s.batch * state_stride;
-    input = reinterpret_cast<Element*>(cell + s.batch * cell_stride);
-    state[0] = input + input_rows(s) * input_stride;
-    state[1] = state[0] + s.batch * state_stride;
-    full = state[1] + s.batch * state_stride;
-    arranged = reinterpret_cast<T*>(full + s.batch * cell_stride);
+    input_extreme = reinterpret_cast<int32_t*>(memory);
+    state_extreme = input_extreme + s.steps + 1;
+    given = memory + flags(s);
+    const int64_t batch = padded(s.batch), rows = input_rows(s);
+    sums = given + rows * kGates * round_up(s.hidden, kWidth);
+    cell = sums + batch * state_stride;
+    input = reinterpret_cast<Element*>(cell + batch * cell_stride);
+    state[0] = input + rows * input_stride;
+    state[1] = state[0] + batch * state_stride;
+    full = state[1] + batch * state_stride;
+    arranged = reinterpret_cast<T*>(full + batch * cell_stride);
+    if constexpr (Tiles::kUsed) {
+      tile_space = arranged + s.threads * arranged_size(s);
+      T* parts = tile_space + s.threads * tile_space_size(s);
+      const auto take = [&](Element* whole, int64_t count, int64_t row_stride) {
+        if constexpr (kSplits) {
+          bfloat16* own = reinterpret_cast<bfloat16*>(parts);
+          parts += parts_size(count, row_stride);
+          return own;
+        } else {
+          return whole;
+        }
+      };
+      input_parts = take(input, rows, input_stride);
+      for (int k = 0; k < 2; ++k) state_parts[k] = take(state[k], batch, state_stride);
+      full_parts = take(full, batch, cell_stride);
+    }
   }
 
   S* output_of(int64_t row, int64_t position) const {
@@ -102,6 +155,12 @@ struct Forward {
       }
       copy(static_cast<const S*>(way.h0) + row * features, state[0] + i * state_stride, features);
       copy(static_cast<const T*>(way.c0) + row * hidden, cell + i * cell_stride, hidden);
+      if constexpr (kSplits) {
+        for (int64_t k = 0; k < cell_stride; k += kWidth)
+          split(Vec<T>{}, full_parts, i, cell_stride, k, kWidth);
+        split_row(state[0], state_parts[0], i, state_stride, state_extreme);
+        split_row(state[1], state_parts[1], i, state_stride, state_extreme);
+      }
       for (int64_t t = order.length[i]; t < sizes.steps; ++t) {
         clear(output_of(row, t), features);
         if (way.kept_gates != nullptr) {
@@ -113,6 +172,75 @@ struct Forward {
       }
     }
   }
+
+  // Writes the parts of a vector of row i.
+  CTXFAST_INLINE void split(Vec<T> value, bfloat16* parts, int64_t i, int64_t row_stride,
+                            int64_t column, int64_t n) const {
+    if constexpr (kSplits)
+      store_parts<kParts>(
+          value, parts + i * row_stride + column,
+          padded(parts == input_parts ? input_rows(sizes) : sizes.batch) * row_stride, n);
+  }
+  // Those of a whole row; notes numbers that parts do not hold.
+  void split_row(const Element* whole, bfloat16* parts, int64_t i, int64_t row_stride,
+                 int32_t* extreme) const {
+    Vec<T> largest = {};
+    for (int64_t k = 0; k < row_stride; k += kWidth) {
+      const Vec<T> value = load(whole + i * row_stride + k);
+      split(value, parts, i, row_stride, k, kWidth);
+      largest = vmax(magnitude(value), largest);
+    }
+    note(largest, extreme);
+  }
+  static CTXFAST_INLINE Vec<T> magnitude(Vec<T> value) { return value < T(0) ? -value : value; }
+  static CTXFAST_INLINE void note(Vec<T> largest, int32_t* extreme) {
+    if (kChecks && reduce_max(largest) >= T(kOrdinaryBound))
+      __atomic_store_n(extreme, 1, __ATOMIC_RELAXED);
+  }
+
+  // Whether a panel is multiplied on tiles with so many rows, with or without extreme numbers.
+  bool on_tiles(int64_t rows, const int32_t* extreme) const {
+    if constexpr (Tiles::kUsed)
+      return rows >= Tiles::kFewestRows && !(kChecks && *extreme != 0) &&
+             (kParts == 1 || ordinary());
+    return false;
+  }
+  // Plain weights are looked at a block at a time.
+  bool ordinary() const {
+    return way.packed == nullptr || static_cast<const LstmPackedHeader*>(way.packed)->ordinary != 0;
+  }
+
+  bool arranged_is_ordinary(Panel panel, const typename W::Word* weights) const {
+    if constexpr (W::kPlain)
+      return plain(panel) == nullptr || all_ordinary(weights, layout.words[panel] * kBlock);
+    return true;
+  }
+
+  // C [rows, columns vectors] = A B, `words` of the depth from word k of rows and panel on.
+  CTXFAST_INLINE void multiply_on_tiles(const bfloat16* parts, int64_t part_rows,
+                                        int64_t row_stride, const typename W::Word* b, int64_t ldb,
+                                        int64_t next_column, int64_t words, const void* ahead, T* c,
+                                        int64_t ldc, int64_t rows, int columns,
+                                        const Team& team) const {
+    if constexpr (Tiles::kUsed) {
+      char* space = reinterpret_cast<char*>(tile_space + team.rank * tile_space_size(sizes) +
+                                            padded(sizes.batch) * kBlock);
+      constexpr int64_t piece = kDepthPiece / W::kPack;
+      for (int64_t k = 0; k < words; k += piece) {
+        const int64_t part = words - k < piece ? words - k : piece;
+        const PartRows a = {parts + k * W::kPack, row_stride, part_rows * row_stride};
+        Tiles::multiply(a, b + k * ldb, ldb, next_column, part,
+                        static_cast<const char*>(ahead) + k * ldb * int64_t(sizeof *b), c, ldc,
+                        rows, columns, k == 0, space);
+      }
+    }
+  }
+  T* block_sums(const Team& team) const { return tile_space + team.rank * tile_space_size(sizes); }
+  static constexpr T lowering() {
+    if constexpr (Tiles::kUsed) return T(Tiles::kLower);
+    return T(1);
+  }
+  static CTXFAST_INLINE Vec<T> lowered(Vec<T> sum) { return sum * lowering(); }
 
   void finish(const Team& team) const {
     for (int64_t i = team.rank; i < sizes.batch; i += team.size) {
@@ -171,6 +299,13 @@ struct Forward {
            (begin < bytes ? begin : 0);
   }
 
+  // What follows a block in a packed panel, else the block's place once more.
+  const void* next_block(Panel panel, int64_t block, int64_t end) const {
+    if (plain(panel) != nullptr) return gate_rows(panel, 0, block);
+    return layout.words_of(way.packed, panel) +
+           (block + 1 < end ? block + 1 : block) * layout.words[panel] * kBlock;
+  }
+
   // Adds up what the input contributes to the gates of this thread's units, from step `first` on.
   // Returns the step after the last one that it took.
   int64_t input_product(int64_t first, const Team& team) const {
@@ -184,12 +319,15 @@ struct Forward {
         Element* line = input + rows * input_stride;
         for (int64_t k = 0; k < input_stride; k += kWidth)
           store(line + k, load_n(x + k, sizes.inputs - k));
+        if constexpr (kSplits)
+          split_row(input, input_parts, rows, input_stride, input_extreme + first);
       }
       ++last;
     }
     team.wait();
     const int64_t words = layout.words[kInputPanel];
     const int64_t begin = team.begin(blocks()), end = team.end(blocks());
+    const bool tiles = on_tiles(rows, input_extreme + first);
     for (int64_t block = begin; block < end; ++block) {
       const typename W::Word* weights = gates_block(kInputPanel, block, team);
       const T* scales = layout.scales_of(way.packed, kInputPanel, block * kBlock);
@@ -199,6 +337,19 @@ struct Forward {
           bias[g] = load_n(static_cast<const S*>(way.bias) + g * sizes.hidden + block * kWidth,
                            sizes.hidden - block * kWidth);
       T* out = given + block * input_rows(sizes) * kBlock;
+      if (tiles && arranged_is_ordinary(kInputPanel, weights)) {
+        multiply_on_tiles(input_parts, input_rows(sizes), input_stride, weights, kBlock, kWidth,
+                          words, next_block(kInputPanel, block, end), out, kBlock, rows, kGates,
+                          team);
+        for (int64_t r = 0; r < rows; ++r)
+          for (int g = 0; g < kGates; ++g) {
+            T* of = out + r * kBlock + g * kWidth;
+            Vec<T> sum = lowered(load(of));
+            if constexpr (W::kScaled) sum = sum * load(scales + g * kWidth);
+            store(of, sum + bias[g]);
+          }
+        continue;
+      }
       for_row_tiles(rows, [&](auto count, int64_t row, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
@@ -245,9 +396,11 @@ struct Forward {
     }
     if (sizes.projected) {
       store(full + i * cell_stride + unit, rounded(static_cast<const S*>(nullptr), value));
+      split(rounded(static_cast<const S*>(nullptr), value), full_parts, i, cell_stride, unit, n);
     } else {
       const Vec<T> h = rounded(static_cast<const S*>(nullptr), masked(value, row, unit, n));
       store_n(state[(step + 1) % 2] + i * state_stride + unit, h, n);
+      split(h, state_parts[(step + 1) % 2], i, state_stride, unit, n);
       store_n(output_of(row, position) + unit, h, n);
     }
   }
@@ -262,28 +415,57 @@ struct Forward {
     return true;
   }
 
+  // Whether zeros times a block of weight_hh are zeros.
+  bool is_ordinary(int64_t block) const {
+    if constexpr (W::kPlain) {
+      if (plain(kStatePanel) != nullptr) {
+        const int64_t left = sizes.hidden - block * kWidth, depth = layout.words[kStatePanel];
+        for (int g = 0; g < kGates; ++g)
+          if (!all_ordinary(gate_rows(kStatePanel, g, block),
+                            (left < kWidth ? left : kWidth) * depth))
+            return false;
+        return true;
+      }
+    }
+    return ordinary();
+  }
+
   // before: the rows of earlier steps in `given`.
   void gates_step(int64_t step, int64_t before, int64_t rows, bool zero, const Team& team) const {
     const int64_t words = layout.words[kStatePanel], end = team.end(blocks());
     const Element* h = state[sizes.projected ? 0 : step % 2];
+    const bool tiles = on_tiles(rows, state_extreme + step);
     for (int64_t block = team.begin(blocks()); block < end; ++block) {
       const T* x = given + (block * input_rows(sizes) + before) * kBlock;
+      const bool none = zero && is_ordinary(block);
       if constexpr (W::kPlain) {
-        if (rows == 1 && !zero && plain(kStatePanel) != nullptr) {
-          Vec<T> sum[kGates];
-          for (int g = 0; g < kGates; ++g)
+        if (rows == 1 && plain(kStatePanel) != nullptr) {
+          Vec<T> sum[kGates] = {};
+          for (int g = 0; g < kGates && !none; ++g)
             sum[g] = multiply_plain_row(h, gate_rows(kStatePanel, g, block), words,
                                         sizes.hidden - block * kWidth);
           finish_cell(sum, nullptr, x, 0, step, block * kWidth);
           continue;
         }
       }
-      const typename W::Word* weights = zero ? nullptr : gates_block(kStatePanel, block, team);
+      const typename W::Word* weights = none ? nullptr : gates_block(kStatePanel, block, team);
       const T* scales = layout.scales_of(way.packed, kStatePanel, block * kBlock);
+      if (tiles && !none && arranged_is_ordinary(kStatePanel, weights)) {
+        T* c = block_sums(team);
+        multiply_on_tiles(state_parts[sizes.projected ? 0 : step % 2], padded(sizes.batch),
+                          state_stride, weights, kBlock, kWidth, words,
+                          next_block(kStatePanel, block, end), c, kBlock, rows, kGates, team);
+        for (int64_t i = 0; i < rows; ++i) {
+          Vec<T> sum[kGates];
+          for (int g = 0; g < kGates; ++g) sum[g] = lowered(load(c + i * kBlock + g * kWidth));
+          finish_cell(sum, scales, x + i * kBlock, i, step, block * kWidth);
+        }
+        continue;
+      }
       for_row_tiles(rows, [&](auto count, int64_t first, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
         Vec<T> sum[kRows][kGates] = {};
-        if (!zero)
+        if (!none)
           multiply_in_pieces<W, kRows, kGates>(h + first * state_stride, state_stride, weights,
                                                kBlock, kWidth, words, sum,
                                                ahead(kStatePanel, block, end, tile));
@@ -293,8 +475,25 @@ struct Forward {
     }
   }
 
+  bool on_projection_tiles(int64_t rows) const {
+    constexpr int32_t never = 0;  // |o tanh(c)| <= 1
+    return way.packed != nullptr && on_tiles(rows, &never);
+  }
+
   // sums [B, vectors first .. last) = full weight_hr^T
   void project(int64_t rows, int64_t first, int64_t last, const Team& team) const {
+    if (on_projection_tiles(rows)) {
+      const int64_t words = layout.words[kProjectionPanel];
+      for (int64_t vector = first; vector < last;) {
+        const int columns = last - vector >= kGates ? kGates : 1;
+        const typename W::Word* b =
+            layout.words_of(way.packed, kProjectionPanel) + vector * words * kWidth;
+        multiply_on_tiles(full_parts, padded(sizes.batch), cell_stride, b, kWidth, words * kWidth,
+                          words, b, sums + vector * kWidth, state_stride, rows, columns, team);
+        vector += columns;
+      }
+      return;
+    }
     if constexpr (W::kPlain) {
       if (way.packed == nullptr)
         return multiply_plain<W>(full, cell_stride, static_cast<const T*>(way.weight_hr),
@@ -310,11 +509,13 @@ struct Forward {
     const int64_t begin = team.begin(vectors), end = team.end(vectors);
     const T* scales = layout.scales_of(way.packed, kProjectionPanel);
     project(rows, begin, end, team);
+    const T lower = on_projection_tiles(rows) ? lowering() : T(1);
+    Vec<T> largest = {};
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = order.row[i], position = order.position(i, step, way.reverse);
       for (int64_t column = begin * kWidth; column < end * kWidth; column += kWidth) {
         const int64_t n = sizes.features - column;
-        Vec<T> projected = load(sums + i * state_stride + column);
+        Vec<T> projected = lower * load(sums + i * state_stride + column);
         if constexpr (W::kScaled) projected = projected * load(scales + column);
         if (way.kept_projected != nullptr)
           store_n(kept<T>(way.kept_projected, row, position, sizes.features) + column, projected,
@@ -322,12 +523,18 @@ struct Forward {
         projected = masked(clip<T>(projected, T(sizes.proj_clip)), row, column, n);
         projected = rounded(static_cast<const S*>(nullptr), projected);
         store_n(state[0] + i * state_stride + column, projected, n);
+        split(projected, state_parts[0], i, state_stride, column, n);
+        if (kChecks) largest = vmax(magnitude(projected), largest);
         store_n(output_of(row, position) + column, projected, n);
       }
     }
+    note(largest, state_extreme + step + 1);
   }
 
   void run(const Team& team) const {
+#if defined(CTXFAST_AMX)
+    const MatrixTiles tiles;
+#endif
     start(team);
     team.wait();
     const bool zero = starts_at_zero();
@@ -365,6 +572,8 @@ Status run(const LstmForwardArgs& args) {
   }
   const RowOrder order(sizes, memory);
   T* buffers = reinterpret_cast<T*>(memory + order_bytes);
+  for (int direction = 0; direction < args.count; ++direction)
+    for (int64_t i = 0; i < Way::flags(sizes); ++i) buffers[direction * elements + i] = T(0);
   const bool together = args.count * layout.recurrent_bytes() <= kTogetherBytes;
   for_each_direction(sizes.threads, args.count, together, [&](int direction, const Team& team) {
     const Way way(sizes, args.directions[direction], order, layout, buffers + direction * elements);

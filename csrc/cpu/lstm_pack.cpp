@@ -11,6 +11,8 @@ namespace {
 constexpr int64_t kPiece =
     16;  // words along the depth that are written at a time: a line of source
 
+constexpr int64_t kScanned = 1 << 14;  // weights that a thread looks at, at least
+
 template <typename T>
 CTXFAST_INLINE T magnitude(T x) {
   return x < T(0) ? -x : x;
@@ -99,19 +101,30 @@ struct Packer {
     }
   }
 
+  static bool ordinary(const S* weights, int64_t count, int threads) {
+    bool all = true;
+    parallel_for(threads, count, kScanned, [&](int64_t begin, int64_t end) {
+      if (!all_ordinary(weights + begin, end - begin))
+        __atomic_store_n(&all, false, __ATOMIC_RELAXED);
+    });
+    return all;
+  }
+
   static void run(const LstmPackArgs& args) {
     const int64_t inputs = args.backward ? 0 : args.inputs;
     const int64_t hidden = args.hidden, features = args.features;
     const PackedLayout<W> layout(inputs, hidden, features, args.projected, args.backward);
     *args.header = {layout.bytes, inputs,      hidden,         features,      CTXFAST_VECTOR_BYTES,
-                    args.dtype,   args.weight, args.projected, args.backward, 0};
+                    args.dtype,   args.weight, args.projected, args.backward, true};
     if (args.packed == nullptr) return;
     char* base = static_cast<char*>(args.packed);
-    __builtin_memcpy(base, args.header, sizeof *args.header);
     const void* const sources[kPanels] = {args.weight_hh, args.weight_hr, args.weight_ih};
+    const int64_t sizes[kPanels] = {kGates * hidden * features, features * hidden,
+                                    kGates * hidden * inputs};
     for (int k = 0; k < kPanels; ++k) {
       if (layout.columns[k] == 0) continue;
       const S* source = static_cast<const S*>(sources[k]);
+      if (!ordinary(source, sizes[k], args.threads)) args.header->ordinary = false;
       Word* panel = const_cast<Word*>(layout.words_of(base, k));
       T* scales = const_cast<T*>(layout.scales_of(base, k));
       const int64_t words = layout.words[k];
@@ -137,6 +150,7 @@ struct Packer {
                     panel + block * words * width, scales + block * width);
       });
     }
+    __builtin_memcpy(base, args.header, sizeof *args.header);
   }
 };
 

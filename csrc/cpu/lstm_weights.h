@@ -158,6 +158,22 @@ CTXFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// Ordinary numbers are smaller than this; sums of products of two of them are finite.
+constexpr float kOrdinaryBound = 0x1p30f;
+
+template <typename S>
+CTXFAST_INLINE bool all_ordinary(const S* values, int64_t count) {
+  using T = Compute<S>;
+  Mask<T> all = ~Mask<T>{};
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const Vec<T> value = load_n(values + i, count - i);
+    all &= (value < T(kOrdinaryBound)) & (value > T(-kOrdinaryBound));
+  }
+  for (int lane = 0; lane < kLanes<T>; ++lane)
+    if (all[lane] == 0) return false;
+  return true;
+}
+
 enum Panel { kStatePanel, kProjectionPanel, kInputPanel, kPanels };
 
 // Panels behind a header. Forward: gates panel of weight_hh, vectors of weight_hr^T, gates panel of
