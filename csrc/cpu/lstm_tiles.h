@@ -3,8 +3,8 @@
 //   C [rows, 16 .. 64] = A [rows, depth] B,  B from the panels of lstm_weights.h
 //
 // Tiles multiply bfloat16. A float is the exact sum of three of them (its 24 bits in turn, by
-// truncation), so that a product of floats is a few products of parts, as exact as with floats
-// (Henry, Tang, Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
+// truncation), so that its product with a bfloat16 is three products of parts, as exact as with
+// floats (Henry, Tang, Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
 // higher-precision computations", 2019). int8 is a bfloat16 as it is.
 //
 // Tiles take numbers below the normal range for 0. Floats are therefore lifted by a power of two
@@ -55,21 +55,18 @@ struct TileProduct {
 // Tiles of B: addresses in bytes.
 struct PartTiles {
   const char* first;
-  int64_t row, column, part, step;  // from row to row of a tile, and from tile to tile
+  int64_t row, column, step;  // from row to row of a tile, and from tile to tile
 };
 
-template <int kParts, int kRowTiles>
-struct TileRows {
-  // Tiles 4 and 5.
-  template <int kPart>
-  static CTXFAST_INLINE void load(const char* a, int64_t row, int64_t part) {
-    load_matrix<4>(a + kPart * part, row);
-    if constexpr (kRowTiles == 2) load_matrix<5>(a + kPart * part + kMatrixRows * row, row);
-  }
-};
+// Loads a part of the rows into tile kFirst and, of two rows of tiles, the one after it.
+template <int kRowTiles, int kFirst>
+CTXFAST_INLINE void load_rows(const char* a, int64_t row) {
+  load_matrix<kFirst>(a, row);
+  if constexpr (kRowTiles == 2) load_matrix<kFirst + 1>(a + kMatrixRows * row, row);
+}
 
-// Multiplies the loaded rows with a part of one column of tiles and those behind it. Two columns
-// stay in tiles 6 and 7.
+// Multiplies the rows in tiles 4 and 5 with columns of tiles from kColumn on; where kLoaded, tiles
+// 6 and 7 have them already.
 template <int kRowTiles, int kColumns, bool kLoaded, int kColumn = 0>
 CTXFAST_INLINE void multiply_columns(const char* b, const PartTiles& tiles) {
   if constexpr (!kLoaded) load_matrix<6 + kColumn % 2>(b + kColumn * tiles.column, tiles.row);
@@ -79,33 +76,35 @@ CTXFAST_INLINE void multiply_columns(const char* b, const PartTiles& tiles) {
     multiply_columns<kRowTiles, kColumns, kLoaded, kColumn + 1>(b, tiles);
 }
 
+// The same with one row of tiles, whose three parts are in tiles 4 to 6.
+template <int kColumns, int kColumn = 0>
+CTXFAST_INLINE void multiply_three_parts(const char* b, const PartTiles& tiles) {
+  load_matrix<7>(b + kColumn * tiles.column, tiles.row);
+  multiply_matrix<kColumn, 6, 7>();
+  multiply_matrix<kColumn, 5, 7>();
+  multiply_matrix<kColumn, 4, 7>();
+  if constexpr (kColumn + 1 < kColumns) multiply_three_parts<kColumns, kColumn + 1>(b, tiles);
+}
+
 // The products of one step of the depth, small ones first.
-template <int kA, int kB, int kRowTiles, int kColumns>
+template <int kParts, int kRowTiles, int kColumns>
 CTXFAST_INLINE void multiply_parts(const char* a, int64_t row, int64_t part, const char* b,
                                    const PartTiles& tiles) {
-  using Rows = TileRows<kA, kRowTiles>;
-  constexpr bool kStays = kColumns <= 2;
-  const char *second = b + tiles.part, *third = second + tiles.part;
-  if constexpr (kA == 1) {
-    Rows::template load<0>(a, row, part);
+  if constexpr (kParts == 1) {
+    load_rows<kRowTiles, 4>(a, row);
     multiply_columns<kRowTiles, kColumns, false>(b, tiles);
-  } else if constexpr (kB == 1) {
-    Rows::template load<2>(a, row, part);
-    multiply_columns<kRowTiles, kColumns, false>(b, tiles);
-    Rows::template load<1>(a, row, part);
-    multiply_columns<kRowTiles, kColumns, kStays>(b, tiles);
-    Rows::template load<0>(a, row, part);
-    multiply_columns<kRowTiles, kColumns, kStays>(b, tiles);
+  } else if constexpr (kRowTiles == 1) {
+    load_rows<1, 6>(a + 2 * part, row);
+    load_rows<1, 5>(a + part, row);
+    load_rows<1, 4>(a, row);
+    multiply_three_parts<kColumns>(b, tiles);
   } else {
-    Rows::template load<2>(a, row, part);
-    multiply_columns<kRowTiles, kColumns, false>(b, tiles);
-    Rows::template load<1>(a, row, part);
-    multiply_columns<kRowTiles, kColumns, kStays>(b, tiles);
-    multiply_columns<kRowTiles, kColumns, false>(second, tiles);
-    Rows::template load<0>(a, row, part);
-    multiply_columns<kRowTiles, kColumns, kStays>(second, tiles);
-    multiply_columns<kRowTiles, kColumns, false>(third, tiles);
-    multiply_columns<kRowTiles, kColumns, false>(b, tiles);
+    load_rows<2, 4>(a + 2 * part, row);
+    multiply_columns<2, kColumns, false>(b, tiles);
+    load_rows<2, 4>(a + part, row);
+    multiply_columns<2, kColumns, true>(b, tiles);
+    load_rows<2, 4>(a, row);
+    multiply_columns<2, kColumns, true>(b, tiles);
   }
 }
 
@@ -127,7 +126,7 @@ struct Ahead {
   int64_t lines;
 };
 
-template <int kA, int kB, int kRowTiles, int kColumns>
+template <int kParts, int kRowTiles, int kColumns>
 CTXFAST_NOINLINE void multiply_tiles(PartRows rows, PartTiles tiles, int64_t steps, float* c,
                                      int64_t ldc, bool begins, Ahead ahead) {
   const char *a = reinterpret_cast<const char*>(rows.first), *b = tiles.first;
@@ -142,7 +141,7 @@ CTXFAST_NOINLINE void multiply_tiles(PartRows rows, PartTiles tiles, int64_t ste
     move_sums<kRowTiles, kColumns, false>(c, ldc);
   }
   for (int64_t k = 0; k < steps; ++k) {
-    multiply_parts<kA, kB, kRowTiles, kColumns>(a, row, part, b, tiles);
+    multiply_parts<kParts, kRowTiles, kColumns>(a, row, part, b, tiles);
     for (int64_t line = 0; line < ahead.lines; ++line)
       __builtin_prefetch(ahead.first + line * kLineBytes, 0, 2);
     ahead.first += ahead.lines * kLineBytes;
@@ -156,66 +155,34 @@ constexpr int64_t kTileBytes = kMatrixRows * kMatrixBytes;
 constexpr int kTileColumnsAtOnce = 4;  // of 16 columns
 constexpr int64_t kMostTiles = kDepthPiece / kMatrixDepth * kTileColumnsAtOnce;
 
-// Two neighbours along the depth as a word of a tile, each the upper half of a float.
-CTXFAST_INLINE void store_pair(Vec<float> first, Vec<float> second, char* to) {
-  using Bits = VecOf<float>::bits;
-  const Bits pair = ((Bits)first >> 16) | ((Bits)second & 0xffff0000u);
-  store(reinterpret_cast<float*>(to), (Vec<float>)pair);
+// Tiles [steps][column] in the memory of a thread.
+CTXFAST_INLINE PartTiles tiles_in(const char* space, int columns) {
+  return {space, kMatrixBytes, kTileBytes, columns * kTileBytes};
 }
 
-// How words become tiles [steps][part][column] in the memory of a thread, a pair of words of the
-// depth at a time.
-template <int kParts>
-struct ArrangedTiles {
-  static PartTiles tiles(const char* space, int columns) {
-    return {space, kMatrixBytes, kTileBytes, columns * kTileBytes, kParts * columns * kTileBytes};
-  }
-  static CTXFAST_INLINE void split(Vec<float> first, Vec<float> second, char* to, int64_t part) {
-    using Bits = VecOf<float>::bits;
-    for (int p = 0; p < kParts; ++p) {
-      store_pair(first, second, to + p * part);
-      first = first - (Vec<float>)((Bits)first & 0xffff0000u);
-      second = second - (Vec<float>)((Bits)second & 0xffff0000u);
-    }
-  }
-  // value(column, k): a vector of B, of zeros behind the depth.
-  template <typename Value>
-  static CTXFAST_INLINE PartTiles arrange(int64_t depth, int columns, char* space,
-                                          const Value& value) {
-    const PartTiles to = tiles(space, columns);
-    for (int64_t k = 0; k < depth; k += kMatrixDepth) {
-      char* step = space + k / kMatrixDepth * to.step;
-      for (int64_t i = 0; i < kMatrixDepth; i += 2)
-        for (int c = 0; c < columns; ++c) {
-          const Vec<float> first = k + i < depth ? value(c, k + i) : Vec<float>{};
-          const Vec<float> second = k + i + 1 < depth ? value(c, k + i + 1) : Vec<float>{};
-          split(first, second, step + c * to.column + i / 2 * to.row, to.part);
-        }
-    }
-    return to;
-  }
-};
-
-// Words [words][..], next_column apart, of up to kDepthPiece of the depth, as tiles.
-CTXFAST_INLINE PartTiles tiles_of(PlainWeight<float>, const float* b, int64_t ldb,
-                                  int64_t next_column, int64_t words, int columns, char* space) {
-  return ArrangedTiles<3>::arrange(words, columns, space, [&](int c, int64_t k) {
-    return load(b + k * ldb + c * next_column) * kLift;
-  });
-}
+// Words [words][..], columns next_column apart, of up to kDepthPiece of the depth, as tiles.
 CTXFAST_INLINE PartTiles tiles_of(ByteWeight, const int8_t* b, int64_t ldb, int64_t next_column,
                                   int64_t words, int columns, char* space) {
-  return ArrangedTiles<1>::arrange(words, columns, space, [&](int c, int64_t k) {
-    return ByteWeight::widen(b + k * ldb + c * next_column);
-  });
+  using Bits = VecOf<float>::bits;
+  const PartTiles to = tiles_in(space, columns);
+  for (int64_t k = 0; k < round_up(words, kMatrixDepth); k += 2)
+    for (int c = 0; c < columns; ++c) {
+      const int8_t* word = b + k * ldb + c * next_column;
+      const Vec<float> first = k < words ? ByteWeight::widen(word) : Vec<float>{};
+      const Vec<float> second = k + 1 < words ? ByteWeight::widen(word + ldb) : Vec<float>{};
+      const Bits pair = ((Bits)first >> 16) | (Bits)second;
+      char* step = space + k / kMatrixDepth * to.step + c * to.column;
+      store(reinterpret_cast<float*>(step + k % kMatrixDepth / 2 * to.row), (Vec<float>)pair);
+    }
+  return to;
 }
 // These are tiles already, but for a last one that is not whole.
 template <typename W>
 CTXFAST_INLINE PartTiles tiles_of(W, const uint32_t* b, int64_t ldb, int64_t next_column,
                                   int64_t words, int columns, char* space) {
   if (words % kMatrixRows == 0)
-    return {reinterpret_cast<const char*>(b), ldb * 4, next_column * 4, 0, kMatrixRows * ldb * 4};
-  const PartTiles to = ArrangedTiles<1>::tiles(space, columns);
+    return {reinterpret_cast<const char*>(b), ldb * 4, next_column * 4, kMatrixRows * ldb * 4};
+  const PartTiles to = tiles_in(space, columns);
   for (int64_t k = 0; k < round_up(words, kMatrixRows); ++k)
     for (int c = 0; c < columns; ++c) {
       float* row = reinterpret_cast<float*>(space + k / kMatrixRows * to.step + c * to.column +
@@ -226,12 +193,12 @@ CTXFAST_INLINE PartTiles tiles_of(W, const uint32_t* b, int64_t ldb, int64_t nex
   return to;
 }
 
-template <typename W, int kA, int kB, bool kIsLifted, int kFewest>
+template <typename W, int kParts, int kFewest>
 struct TileProductOf {
   static constexpr bool kUsed = true;
   static constexpr int64_t kFewestRows = kFewest;
-  static constexpr int64_t kSpace = kB * kMostTiles * kTileBytes;  // bytes of a thread
-  static constexpr float kLower = (kA == 3 ? 1 / kLift : 1) * (kIsLifted ? 1 / kLift : 1);
+  static constexpr int64_t kSpace = kMostTiles * kTileBytes;  // bytes of a thread
+  static constexpr float kLower = kParts == 1 ? 1 : 1 / kLift;
 
   // C [rows, columns vectors] = A B, or += unless it begins, without kLower; rows are padded to
   // whole tiles, and the depth is at most kDepthPiece.
@@ -257,16 +224,16 @@ struct TileProductOf {
         float* out = to + column * kMatrixRows;
         const int left = columns - column;
         if (!two && left == 4) {
-          multiply_tiles<kA, kB, 1, 4>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, 1, 4>(from, part, steps, out, ldc, begins, next);
           column += 4;
         } else if (two && left >= 2) {
-          multiply_tiles<kA, kB, 2, 2>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, 2, 2>(from, part, steps, out, ldc, begins, next);
           column += 2;
         } else if (two) {
-          multiply_tiles<kA, kB, 2, 1>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, 2, 1>(from, part, steps, out, ldc, begins, next);
           column += 1;
         } else {
-          multiply_tiles<kA, kB, 1, 1>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, 1, 1>(from, part, steps, out, ldc, begins, next);
           column += 1;
         }
         next.first += next.lines * steps * kLineBytes;
@@ -275,14 +242,12 @@ struct TileProductOf {
   }
 };
 
-template <>
-struct TileProduct<PlainWeight<float>, 3> : TileProductOf<PlainWeight<float>, 3, 3, true, 16> {};
 template <int kParts>
-struct TileProduct<HalfWeight, kParts> : TileProductOf<HalfWeight, kParts, 1, false, 1> {};
+struct TileProduct<HalfWeight, kParts> : TileProductOf<HalfWeight, kParts, 16> {};
 template <>
-struct TileProduct<HalfPairWeight, 1> : TileProductOf<HalfPairWeight, 1, 1, false, 1> {};
+struct TileProduct<HalfPairWeight, 1> : TileProductOf<HalfPairWeight, 1, 1> {};
 template <int kParts>
-struct TileProduct<ByteWeight, kParts> : TileProductOf<ByteWeight, kParts, 1, false, 1> {};
+struct TileProduct<ByteWeight, kParts> : TileProductOf<ByteWeight, kParts, 16> {};
 
 #endif
 

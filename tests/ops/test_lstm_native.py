@@ -286,6 +286,50 @@ def test_nan_spreads_in_its_row_from_its_step_and_nowhere_else():
         assert call(ops.lstm, poisoned)[0].isnan().all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_weight_that_is_not_finite_shows_from_the_first_step(isa, rows, bad, packed, monkeypatch):
+    """A state of zeros has no product with weight_hh, but zero times infinity is NaN."""
+    monkeypatch.setattr(_native_lstm, "_PACKED_IN_CALLS", 1 << 20 if packed else 0)
+    for dtype, weight_dtype in (
+        (torch.float32, None),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, None),
+    ):
+        given = tensors(rows, 2, 7, 40, 24, dtype=dtype)
+        del given["residual"]
+        given |= {name: torch.zeros_like(given[name]) for name in ("h0", "c0")}
+        given["weight_hh"][3, 5] = bad
+        expected = call(reference.lstm, given)[2].isnan()
+        with only("native"):
+            found = call(ops.lstm, given, weight_dtype=weight_dtype)[2].isnan()
+        assert expected.any() and torch.equal(found, expected)
+        first = {**given, "input": given["input"][:, :1]}
+        expected = call(reference.lstm, first)[2].isnan()
+        with only("native"):
+            found = call(ops.lstm, first, weight_dtype=weight_dtype)[2].isnan()
+        assert 0 < expected.sum() < expected.numel() and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [5, 16, 17, 33, 70])
+@pytest.mark.parametrize("scale", [1.0, 1e-34, 1e20])
+def test_float_states_with_bfloat16_weights_are_not_rounded(isa, rows, scale):
+    """Numbers far from one too, and a depth that no tile divides."""
+    given = tensors(rows, 2, 37, 50, 45)
+    del given["residual"], given["bias"]
+    given = {k: x.bfloat16().float() if k.startswith("weight") else x for k, x in given.items()}
+    given["input"] *= scale
+    if scale < 1:
+        given |= {name: given[name] * scale for name in ("h0", "c0")}
+    with only("native"):
+        found = call(ops.lstm, given, weight_dtype=torch.bfloat16)
+    eager = call(reference.lstm, given)
+    exact = call(reference.lstm, {name: x.double() for name, x in given.items()})
+    for three in zip(found, eager, exact, strict=True):
+        assert_matches(*three)
+
+
 def test_gradcheck_of_the_native_kernels():
     given = tensors(3, 4, 2, 5, 3, dtype=torch.float64)
     mask_options = {"recurrent_dropout_p": 0.4, "seed": torch.tensor([3])}
