@@ -179,7 +179,8 @@ struct Differentiate {
                                          work.grad_scores,
                                          work.grad_pairs};
     const auto range_of = [&](int64_t i) { return key_range(common, sequence, i); };
-    const bool prefetches = sequence.key_length <= kPrefetchedKeys && head + 1 < common.heads;
+    const bool prefetches =
+        sequence.key_length <= kPrefetchedKeys<Storage> && head + 1 < common.heads;
     for (int64_t r = 0; r < rows; r += kPack) {
       if (prefetches)
         for (int64_t i = begin + r; i < begin + r + kPack; ++i) prefetch(i);

@@ -47,7 +47,8 @@ struct Attend {
         terms(common, index_, head_, sequence_.holes),
         dropout{common.seed, common.dropout_threshold, head_, index_},
         factor(T(common.scale * kLog2E)),
-        prefetches(sequence_.key_length <= kPrefetchedKeys && head_ + 1 < args_.common.heads) {}
+        prefetches(sequence_.key_length <= kPrefetchedKeys<Storage> &&
+                   head_ + 1 < args_.common.heads) {}
 
   // Row i of the next head, as a query and as a key.
   void prefetch(int64_t i) const {

@@ -197,16 +197,31 @@ struct DropoutRow {
   int64_t head, sequence;
 };
 
+// 2^x for x <= 0 (or NaN), to be stored as Storage.
+template <typename Storage, typename V = Vec<Compute<Storage>>>
+CTXFAST_INLINE V weight_of(V x) {
+#if defined(CTXFAST_AMX)
+  if constexpr (kMatrix<Storage>) {
+    // Minimax for the relative error of 2^r on [0, 1] with p(0) = 1 (Remez exchange). The
+    // scaling instruction takes the integer below x by itself.
+    constexpr float kCoefficients[] = {1.0f, 0.6930448413f, 0.2412801981f, 0.05224247277f,
+                                       0.01342668384f};
+    const Vec<float> r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return _mm512_scalef_ps(polynomial<float>(kCoefficients, r), x);
+  }
+#endif
+  return exp2_nonpositive<sizeof(Storage) == 2>(x);
+}
+
 // Turns scores[0, columns) of row i, keys from `origin` on, into weights 2^(factor s - maximum) and
 // returns their sum; dropped weights are 0 but count in the sum.
 template <typename Storage, typename T = Compute<Storage>>
 CTXFAST_INLINE T weigh(T* scores, int64_t columns, T factor, T maximum, const DropoutRow& dropout,
                        int64_t i, int64_t origin) {
-  constexpr bool kFast = sizeof(Storage) == 2;
   Vec<T> sum = {};
   if (dropout.threshold == 0) {
     for (int64_t j = 0; j < columns; j += kLanes<T>) {
-      const Vec<T> weight = exp2_nonpositive<kFast>(load(scores + j) * factor - maximum);
+      const Vec<T> weight = weight_of<Storage>(load(scores + j) * factor - maximum);
       sum += weight;
       store_weights<Storage>(scores, j, weight);
     }
@@ -215,7 +230,7 @@ CTXFAST_INLINE T weigh(T* scores, int64_t columns, T factor, T maximum, const Dr
   uint64_t kept = 0;
   int64_t block = -1;
   for (int64_t j = 0; j < columns; j += kLanes<T>) {
-    const Vec<T> weight = exp2_nonpositive<kFast>(load(scores + j) * factor - maximum);
+    const Vec<T> weight = weight_of<Storage>(load(scores + j) * factor - maximum);
     sum += weight;
     const int64_t key = origin + j;
     if (key / 64 != block) {

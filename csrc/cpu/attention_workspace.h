@@ -14,7 +14,8 @@ constexpr int64_t kBackwardStep = 48;
 constexpr int64_t kBackwardRowLimit = 480;
 
 // Sequences of at most so many keys have their next head prefetched, and their values unpacked.
-constexpr int64_t kPrefetchedKeys = 256;
+template <typename Storage>
+constexpr int64_t kPrefetchedKeys = kMatrix<Storage> ? 512 : 256;
 constexpr int64_t kUnpackedKeys = 64;
 
 // How many neighbouring heads a thread takes at once: their rows lie side by side in memory.
