@@ -42,7 +42,7 @@ Status run(const AttentionBackwardArgs& args) {
                           round_up(common.head_dim, kLanes<T>), plan.longest_query(),
                           plan.longest_query()};
   const bool whole = plan.whole_is_balanced(common);
-  if (!whole) sizes.state_rows = smaller(plan.longest_query(), kBackwardRowLimit);
+  if (!whole) sizes.state_rows = smaller(plan.longest_query(), kBackwardRowLimit<Storage>);
   const bool bias = args.grad_bias != nullptr;
   const bool bias_by_row = bias && args.grad_bias_stride[2] != 0;
   // A matrix of the bias that several (sequence, head) share has one owner for each of its rows.
@@ -57,6 +57,7 @@ Status run(const AttentionBackwardArgs& args) {
       return;
     }
     const BackwardWorkspace<Storage> work(memory, sizes);
+    [[maybe_unused]] const ProductScope<Storage> scope;
     const Differentiate<Storage> differentiate(args, plan.sequence(index), index, head, wanted,
                                                work, sizes);
     differentiate.run(queries, keys);
@@ -78,7 +79,8 @@ Status run(const AttentionBackwardArgs& args) {
   } else {
     // A column of the bias is owned by the task of its key, a row by the task of its query.
     const AttentionPieces by_key = plan.split(common, {true, sizes.block, sizes.block, 0});
-    const AttentionPieces by_row = plan.split(common, {false, kBackwardStep, kBackwardRowLimit, 0});
+    const AttentionPieces by_row =
+        plan.split(common, {false, kBackwardStep<Storage>, kBackwardRowLimit<Storage>, 0});
     const int64_t key_items = by_key.count * heads;
     const bool bias_by_key = bias && !bias_by_row && args.grad_bias_stride[3] != 0;
     parallel_for(common.threads, key_items + by_row.count * heads, 1, [&](int64_t item, int64_t) {
@@ -98,15 +100,16 @@ Status run(const AttentionBackwardArgs& args) {
   if (shared) {
     const int64_t slices_b = args.grad_bias_stride[0] == 0 ? 1 : common.batch;
     const int64_t slices_h = args.grad_bias_stride[1] == 0 ? 1 : heads;
-    const int64_t steps = (plan.longest_query() + kBackwardStep - 1) / kBackwardStep;
+    const int64_t steps =
+        (plan.longest_query() + kBackwardStep<Storage> - 1) / kBackwardStep<Storage>;
     parallel_for(common.threads, slices_b * slices_h * steps, 1, [&](int64_t item, int64_t) {
-      const int64_t slice = item / steps, row = item % steps * kBackwardStep;
+      const int64_t slice = item / steps, row = item % steps * kBackwardStep<Storage>;
       const int64_t b0 = slice / slices_h, h0 = slice % slices_h;
       for (int64_t b = slices_b == 1 ? 0 : b0; b < (slices_b == 1 ? common.batch : b0 + 1); ++b)
         for (int64_t h = slices_h == 1 ? 0 : h0; h < (slices_h == 1 ? heads : h0 + 1); ++h) {
           const AttentionSequence& sequence = plan.sequence(b);
           if (row >= sequence.query_length) continue;
-          task(b, h, kGradBias, {row, smaller(row + kBackwardStep, sequence.query_length)},
+          task(b, h, kGradBias, {row, smaller(row + kBackwardStep<Storage>, sequence.query_length)},
                {0, sequence.key_length});
         }
     });

@@ -141,7 +141,8 @@ struct Differentiate {
     const int64_t low = greater(key_range(common, sequence, begin).begin, block);
     const int64_t high = smaller(key_range(common, sequence, end - 1).end, block_end);
     if (low >= high) return;
-    const int64_t from = (low - block) / kLanes<T> * kLanes<T>;
+    constexpr int64_t kAlign = greater(kLanes<T>, kDepthStep<Storage>);
+    const int64_t from = (low - block) / kAlign * kAlign;
     const int64_t columns = round_up(high - block, kLanes<T>) - from, key0 = block + from;
     const int64_t rows = end - begin, depth = (rows + kPack - 1) / kPack;
     const int64_t words = sizes.words, width = sizes.width;
@@ -153,14 +154,14 @@ struct Differentiate {
               args.grad_output_stride[2], rows, live, work.grad_rows, work.grad_columns);
     const int64_t row_stride = kPack == 1 ? width : words;
     const int64_t part = summed_words(columns);
+    const int64_t stride = work.score_stride(sizes);
     const ScoreTile<Storage> score_tile = {
-        work.query_rows, work.keys + from * words, row_stride, words, part, work.scores,
-        sizes.block};
-    for_each_tile(rows, columns / kLanes<T>, score_tile);
+        work.query_rows, work.keys + from * words, row_stride, words, part, work.scores, stride};
+    for_each_product<Storage>(rows, columns / kLanes<T>, score_tile);
     const ScoreTile<Storage> grad_tile = {
         work.grad_rows, work.values + from * words, row_stride, words,
-        part,           work.grad_scores,           sizes.block};
-    for_each_tile(rows, columns / kLanes<T>, grad_tile);
+        part,           work.grad_scores,           stride};
+    for_each_product<Storage>(rows, columns / kLanes<T>, grad_tile);
 
     const GradientRows<Storage> stage = {terms,
                                          dropout,
@@ -174,7 +175,7 @@ struct Differentiate {
                                          block,
                                          block + sizes.block,
                                          sequence.key_length,
-                                         sizes.block,
+                                         stride,
                                          work.scores,
                                          work.grad_scores,
                                          work.grad_pairs};
@@ -188,7 +189,7 @@ struct Differentiate {
     }
 
     const int64_t step =
-        kPack * sizes.block;  // from one word row of the transposed operands to the next
+        kPack * stride;  // from one word row of the transposed operands to the next
     const int64_t keys = high - key0;
     if (wanted & kGradKeyValue) {
       const Word* weights = reinterpret_cast<const Word*>(work.scores);
@@ -207,7 +208,7 @@ struct Differentiate {
       const int64_t row = sequence.key_start + key0;
       if (passage.keys_end)
         tile.output = rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row);
-      for_each_tile(keys, width / kLanes<T>, tile);
+      for_each_product<Storage>(keys, width / kLanes<T>, tile);
       tile.left = grads;
       tile.right = work.query_columns;
       tile.total = work.grad_keys + from * width;
@@ -215,13 +216,13 @@ struct Differentiate {
       tile.output_stride = args.grad_key_stride[2];
       if (passage.keys_end)
         tile.output = rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row);
-      for_each_tile(keys, width / kLanes<T>, tile);
+      for_each_product<Storage>(keys, width / kLanes<T>, tile);
     }
     if (wanted & kGradQuery) {
       const Word* grads =
           kPack == 1 ? reinterpret_cast<const Word*>(work.grad_scores) : work.grad_pairs;
       AccumulateTile<Storage, false> tile = {grads,
-                                             sizes.block / kPack,
+                                             stride / kPack,
                                              work.key_columns + from / kPack * width,
                                              (keys + kPack - 1) / kPack,
                                              width,
@@ -234,7 +235,7 @@ struct Differentiate {
       if (passage.queries_whole)
         tile.output = rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
                               sequence.query_start + begin);
-      for_each_tile(rows, width / kLanes<T>, tile);
+      for_each_product<Storage>(rows, width / kLanes<T>, tile);
     }
   }
 
@@ -267,8 +268,8 @@ struct Differentiate {
       }
       if (packed_end > first && last > low) {
         pack_keys(first, packed_end, greater(low, first));
-        for (int64_t i = queries.begin; i < queries.end; i += kBackwardStep) {
-          const int64_t stop = smaller(i + kBackwardStep, queries.end);
+        for (int64_t i = queries.begin; i < queries.end; i += kBackwardStep<Storage>) {
+          const int64_t stop = smaller(i + kBackwardStep<Storage>, queries.end);
           add_rows(
               queries.begin, i, stop, first, packed_end,
               {keys_whole && i == queries.begin, keys_whole && stop == queries.end, queries_whole});

@@ -150,7 +150,11 @@ struct GradientRows {
           store_weights<Storage>(reinterpret_cast<T*>(grad_rows + (r + 1) * (row_stride / 2)), j,
                                  grad1);
       }
-      if (two) close(second);
+      end_weights<Storage>(reinterpret_cast<T*>(grad_rows + r * (row_stride / 2)), columns);
+      if (two) {
+        end_weights<Storage>(reinterpret_cast<T*>(grad_rows + (r + 1) * (row_stride / 2)), columns);
+        close(second);
+      }
     }
     close(first);
   }

@@ -156,9 +156,10 @@ template <typename Storage, bool kTransposed>
 struct AccumulateTile {
   using Math = Arithmetic<Storage>;
   using T = Compute<Storage>;
-  const WordOf<Storage>* left;
+  using Word = WordOf<Storage>;
+  const Word* left;
   int64_t left_stride;
-  const WordOf<Storage>* right;
+  const Word* right;
   int64_t depth, width;  // of right and total
   T* total;
   bool starts;  // the total is zero, whatever lies there
@@ -192,6 +193,58 @@ struct AccumulateTile {
                                   columns - column);
       }
   }
+
+#if defined(CTXFAST_AMX)
+  // Two tiles of rows at a time; a transposed left operand is turned on the way.
+  void run_matrix(int64_t rows, int64_t vectors) const {
+    constexpr int64_t kBlockRows = 2 * kMatrixRows, kMostSteps = 2;
+    const int64_t steps = (depth + kMatrixRows - 1) / kMatrixRows;
+    alignas(64) float turned[kBlockRows * kMostSteps * kMatrixRows];
+    for (int64_t row = 0; row < rows; row += kBlockRows) {
+      const int64_t tiles = rows - row > kMatrixRows ? 2 : 1;
+      const Word* a = left + row * left_stride;
+      int64_t a_row = left_stride;
+      if constexpr (kTransposed) {
+        a = reinterpret_cast<const Word*>(turned);
+        a_row = steps * kMatrixRows;
+        for (int64_t tile = 0; tile < tiles; ++tile)
+          turn(row + tile * kMatrixRows, a_row, turned + tile * kMatrixRows * a_row);
+      }
+      T* to = total + row * width;
+      const MatrixProduct product = {reinterpret_cast<const char*>(a),
+                                     a_row * 4,
+                                     reinterpret_cast<const char*>(right),
+                                     width * 4,
+                                     width * 4 * kMatrixRows,
+                                     kMatrixBytes,
+                                     steps,
+                                     reinterpret_cast<char*>(to),
+                                     width * 4,
+                                     starts};
+      product.run(tiles, vectors);
+      if (output == nullptr) continue;
+      for (int64_t r = 0; r < smaller(kBlockRows, rows - row); ++r)
+        for (int64_t c = 0; c < columns; c += kLanes<T>)
+          store_rounded(output + (row + r) * output_stride + c, load(to + r * width + c) * scale,
+                        columns - c);
+    }
+  }
+
+ private:
+  // A tile of rows from `row` on as [16, a_row]; words beyond the depth are 0.
+  CTXFAST_INLINE void turn(int64_t row, int64_t a_row, float* to) const {
+    for (int64_t first = 0; first < a_row; first += kMatrixRows) {
+      Vec<float> tile[kMatrixRows];
+#pragma GCC unroll 16
+      for (int k = 0; k < kMatrixRows; ++k)
+        tile[k] = first + k < depth ? Math::load_words(left + (first + k) * left_stride + row)
+                                    : Vec<float>{};
+      transpose<float>(tile);
+#pragma GCC unroll 16
+      for (int r = 0; r < kMatrixRows; ++r) store(to + r * a_row + first, tile[r]);
+    }
+  }
+#endif
 };
 
 // What a thread needs to have while it runs products of a storage type.

@@ -10,8 +10,10 @@ template <typename Storage>
 constexpr int64_t kForwardStep = kMatrix<Storage> ? 32 : 24;
 template <typename Storage>
 constexpr int64_t kForwardRowLimit = 10 * kForwardStep<Storage>;
-constexpr int64_t kBackwardStep = 48;
-constexpr int64_t kBackwardRowLimit = 480;
+template <typename Storage>
+constexpr int64_t kBackwardStep = kMatrix<Storage> ? 64 : 48;
+template <typename Storage>
+constexpr int64_t kBackwardRowLimit = 10 * kBackwardStep<Storage>;
 
 // Sequences of at most so many keys have their next head prefetched, and their values unpacked.
 template <typename Storage>
@@ -90,22 +92,29 @@ struct BackwardWorkspace {
   uint8_t* live;
   int64_t bytes;
 
+  // From row to row of the scores. Tiles are columns of lines: a distance other than a power of two
+  // spreads them over the sets of the first cache level.
+  static CTXFAST_INLINE int64_t score_stride(const AttentionSizes& sizes) {
+    return sizes.block + (kMatrix<Storage> ? kDepthStep<Storage> : 0);
+  }
+
   BackwardWorkspace(void* memory, const AttentionSizes& sizes) {
+    constexpr int64_t kStep = kBackwardStep<Storage>;
     constexpr bool kPairs = Arithmetic<Storage>::kPack == 2;
     Divider divider(memory);
     keys = divider.take<Word>(sizes.block * sizes.words);
     values = divider.take<Word>(sizes.block * sizes.words);
     key_columns = divider.take<Word>(sizes.block * sizes.width);
-    query_columns = divider.take<Word>(kBackwardStep * sizes.width);
-    grad_columns = divider.take<Word>(kBackwardStep * sizes.width);
-    query_rows = kPairs ? divider.take<Word>(kBackwardStep * sizes.words) : query_columns;
-    grad_rows = kPairs ? divider.take<Word>(kBackwardStep * sizes.words) : grad_columns;
-    scores = divider.take<T>(kBackwardStep * sizes.block);
-    grad_scores = divider.take<T>(kBackwardStep * sizes.block);
-    grad_pairs = kPairs ? divider.take<Word>(kBackwardStep * sizes.block / 2) : nullptr;
+    query_columns = divider.take<Word>(kStep * sizes.width);
+    grad_columns = divider.take<Word>(kStep * sizes.width);
+    query_rows = kPairs ? divider.take<Word>(kStep * sizes.words) : query_columns;
+    grad_rows = kPairs ? divider.take<Word>(kStep * sizes.words) : grad_columns;
+    scores = divider.take<T>(kStep * score_stride(sizes));
+    grad_scores = divider.take<T>(kStep * score_stride(sizes));
+    grad_pairs = kPairs ? divider.take<Word>(kStep * score_stride(sizes) / 2) : nullptr;
     grad_keys = divider.take<T>(sizes.block * sizes.width);
     grad_values = divider.take<T>(sizes.block * sizes.width);
-    grad_queries = divider.take<T>(sizes.state_rows * sizes.width);
+    grad_queries = divider.take<T>(round_up(sizes.state_rows, 16) * sizes.width);
     lse = divider.take<T>(sizes.rows);
     correction = divider.take<T>(sizes.rows);
     delta = divider.take<T>(sizes.rows);
