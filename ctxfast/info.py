@@ -17,7 +17,11 @@ PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "h5py", "tr
 # name, when it is read, meaning
 ENVIRONMENT = (
     ("CTXFAST_BACKEND", "run", "auto, native, triton or reference: which implementations may run"),
-    ("CTXFAST_CPU_ISA", "run", "baseline, avx2, avx512, avx512_bf16 or amx: highest instruction set"),
+    (
+        "CTXFAST_CPU_ISA",
+        "run",
+        "baseline, avx2, avx512, avx512_bf16 or amx: highest instruction set",
+    ),
     ("CTXFAST_LSTM", "run", "auto, persistent or stepwise: how the LSTM runs on a CUDA device"),
     ("TRITON_INTERPRET", "run", "1 runs Triton kernels on CPU tensors, slowly, for tests"),
     ("OMP_NUM_THREADS", "run", "threads of torch and of the native code"),

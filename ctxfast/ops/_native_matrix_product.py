@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
 
+_MOST_DEPTH = 1 << 16  # of a sum that is made of pieces of some hundred, one added to the other
+
 
 def refuses(*matrices: Tensor | None) -> str | None:
     """Why the native product cannot take these matrices, or is not the fastest for them."""
@@ -51,6 +53,14 @@ def product_and_row_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None, sums: Tensor | None) -> Tensor:
+    if (depth := a.shape[1]) > _MOST_DEPTH:  # the pieces of a longer sum are many themselves
+        half = depth // 2
+        rest = None if sums is None else torch.empty_like(sums)
+        output = _product(a[:, :half], b[:half], bias, sums)
+        output += _product(a[:, half:], b[half:], None, rest)
+        if sums is not None and rest is not None:
+            sums += rest
+        return output
     a, *a_strides = _operand(a)
     b, *b_strides = _operand(b)
     bias = None if bias is None else _aligned(bias.contiguous())
