@@ -205,15 +205,9 @@ struct Forward {
              (kParts == 1 || ordinary());
     return false;
   }
-  // Plain weights are looked at a block at a time.
+  // Plain weights do not run on tiles; where they are skipped they are looked at a block at a time.
   bool ordinary() const {
     return way.packed == nullptr || static_cast<const LstmPackedHeader*>(way.packed)->ordinary != 0;
-  }
-
-  bool arranged_is_ordinary(Panel panel, const typename W::Word* weights) const {
-    if constexpr (W::kPlain)
-      return plain(panel) == nullptr || all_ordinary(weights, layout.words[panel] * kBlock);
-    return true;
   }
 
   // C [rows, columns vectors] = A B, `words` of the depth from word k of rows and panel on.
@@ -299,9 +293,8 @@ struct Forward {
            (begin < bytes ? begin : 0);
   }
 
-  // What follows a block in a packed panel, else the block's place once more.
+  // What follows a block in a packed panel, or the last one once more.
   const void* next_block(Panel panel, int64_t block, int64_t end) const {
-    if (plain(panel) != nullptr) return gate_rows(panel, 0, block);
     return layout.words_of(way.packed, panel) +
            (block + 1 < end ? block + 1 : block) * layout.words[panel] * kBlock;
   }
@@ -337,7 +330,7 @@ struct Forward {
           bias[g] = load_n(static_cast<const S*>(way.bias) + g * sizes.hidden + block * kWidth,
                            sizes.hidden - block * kWidth);
       T* out = given + block * input_rows(sizes) * kBlock;
-      if (tiles && arranged_is_ordinary(kInputPanel, weights)) {
+      if (tiles) {
         multiply_on_tiles(input_parts, input_rows(sizes), input_stride, weights, kBlock, kWidth,
                           words, next_block(kInputPanel, block, end), out, kBlock, rows, kGates,
                           team);
@@ -450,7 +443,7 @@ struct Forward {
       }
       const typename W::Word* weights = none ? nullptr : gates_block(kStatePanel, block, team);
       const T* scales = layout.scales_of(way.packed, kStatePanel, block * kBlock);
-      if (tiles && !none && arranged_is_ordinary(kStatePanel, weights)) {
+      if (tiles && !none) {
         T* c = block_sums(team);
         multiply_on_tiles(state_parts[sizes.projected ? 0 : step % 2], padded(sizes.batch),
                           state_stride, weights, kBlock, kWidth, words,
