@@ -37,6 +37,7 @@ struct Forward : ForwardState<S, W> {
       State::ordinary, State::output_of, State::padded, State::plain, State::sizes, State::space,
       State::split, State::split_row, State::start, State::state, State::state_extreme,
       State::state_parts, State::state_stride, State::sums, State::way;
+  using State::ForwardState;
 
   // Adds up what the input contributes to the gates of this thread's units, from step `first` on.
   // Returns the step after the last one that it took.

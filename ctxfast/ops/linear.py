@@ -140,8 +140,8 @@ def linear(
             only. The caller vouches that it holds the values of weight
 
     Returns [..., N]. With gradients what the activation was given is kept and not recomputed. On processors with AMX a
-    float32 product of many rows is a sum of bfloat16 products of exact parts, as accurate as one of float32 (Henry, Tang
-    and Heinecke 2019).
+    float32 product of many rows is a sum of bfloat16 products of exact parts, as accurate as one of float32 (Henry,
+    Tang and Heinecke 2019).
     Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or name.
     """
     op = "linear"
