@@ -4,9 +4,11 @@
 //
 // A task quantises a block of rows into scratch memory, where they stay in the second cache level,
 // and multiplies them by one panel of 64 output columns after another. The integer sums of a tile
-// are scaled, and take bias and activation, before they leave the first cache level.
+// are scaled, and take bias and activation, before they leave the first cache level; on matrix
+// tiles, while the next tile is multiplied.
 #include "cpu/linear_int8.h"
 
+#include "cpu/amx_int8.h"
 #include "cpu/gelu.h"
 #include "cpu/kernel_table.h"
 #include "cpu/matrix_tile.h"
@@ -49,9 +51,26 @@ struct ByteProducts {
   }
 };
 
+// How the bytes of a task's rows lie: 64 of one row, then those of `gap` bytes further, and so on.
+#if defined(CTXFAST_AMX)
+constexpr int64_t kRowGroup = kMatrixRows, kGap = kTileBytes;
+constexpr int64_t row_bytes(int64_t depth) {
+  return (depth + kMatrixBytes - 1) / kMatrixBytes * kMatrixBytes;
+}
+constexpr int64_t row_offset(int64_t row, int64_t bytes) {
+  return row / kMatrixRows * kMatrixRows * bytes + row % kMatrixRows * kMatrixBytes;
+}
+#else
+constexpr int64_t kRowGroup = kTileRows, kGap = 64;
+constexpr int64_t row_bytes(int64_t depth) { return (depth + 3) / 4 * 4; }
+constexpr int64_t row_offset(int64_t row, int64_t bytes) { return row * bytes; }
+#endif
+constexpr int64_t kPiece = 64;  // bytes of a row that lie together
+
 // What a task multiplies: rows of bytes, and what brings their products back to scale.
 struct Rows {
-  uint32_t* words;  // [rows, depth / 4 rounded up]
+  uint8_t* bytes;
+  int64_t row_bytes;
   float *low, *step;
 };
 
@@ -67,11 +86,13 @@ CTXFAST_INLINE Mask<float> nearest(Vec<float> x) {
 #endif
 }
 
-typedef uint8_t Bytes __attribute__((vector_size(kWidth), aligned(1), may_alias));
+// Least and largest value of a row, and 0, or NaN where the row holds a NaN or an infinity.
+struct Range {
+  float least, most, poison;
+};
 
 template <typename Input>
-CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* bytes, float* low,
-                                 float* step) {
+CTXFAST_INLINE Range range_of(const Input* input, int64_t depth) {
   Vec<float> least = splat(to_compute(input[0])), most = least, poison = {};
   int64_t k = 0;
   for (; k + kWidth <= depth; k += kWidth) {
@@ -81,30 +102,191 @@ CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* byt
     poison =
         x * 0.0f + poison;  // a NaN may escape the two others, and no infinity may pass as a range
   }
-  float first = -reduce_max(-least), last = reduce_max(most), bad = reduce_add(poison);
-  for (int64_t i = k; i < depth; ++i) {
-    const float x = to_compute(input[i]);
-    first = x < first ? x : first;
-    last = larger(x, last);
-    bad += x - x;
+  Range range = {-reduce_max(-least), reduce_max(most), reduce_add(poison)};
+  for (; k < depth; ++k) {
+    const float x = to_compute(input[k]);
+    range.least = x < range.least ? x : range.least;
+    range.most = larger(x, range.most);
+    range.poison += x - x;
   }
-  const float range = last - first;
-  const float scale = range > 1e-30f ? kLevels / range : 0.0f;
-  *low = first;
-  *step = (range > 1e-30f ? range / kLevels : 0.0f) + bad;
-  for (k = 0; k < depth; k += kWidth) {
-    const Vec<float> level = (load_n(input + k, depth - k) - first) * scale;
-    const Bytes byte = __builtin_convertvector(nearest(level), Bytes);
-    const int64_t count = depth - k < kWidth ? depth - k : kWidth;
-    if (count == kWidth) {
-      *(Bytes*)(bytes + k) = byte;
-    } else {
-      for (int64_t i = 0; i < count; ++i) bytes[k + i] = byte[i];
-    }
-  }
-  for (; depth % 4 != 0; ++depth) bytes[depth] = 0;
+  return range;
 }
 
+#if defined(CTXFAST_AVX512)
+// bfloat16 as integers in the order of their values; NaNs lie beyond the infinities.
+CTXFAST_INLINE __m512i in_order(__m512i bits) {
+  const __m512i negative = _mm512_srai_epi16(bits, 15);
+  return _mm512_xor_si512(bits, _mm512_and_si512(negative, _mm512_set1_epi16(0x7fff)));
+}
+CTXFAST_INLINE float value_in_order(int order) {
+  return to_compute(bfloat16{uint16_t(order < 0 ? order ^ 0x7fff : order)});
+}
+CTXFAST_INLINE int reduce_min16(__m512i v) {
+  const __m256i half = _mm256_min_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+  const __m128i quarter =
+      _mm_min_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  // The one horizontal minimum there is takes unsigned numbers.
+  const __m128i flipped = _mm_xor_si128(quarter, _mm_set1_epi16(-0x8000));
+  return int16_t(_mm_extract_epi16(_mm_minpos_epu16(flipped), 0) ^ 0x8000);
+}
+
+CTXFAST_INLINE __mmask32 lane_bits32(int64_t n) {
+  return n >= 32 ? ~__mmask32(0) : __mmask32((1u << n) - 1u);
+}
+
+CTXFAST_INLINE Range range_of(const bfloat16* input, int64_t depth) {
+  constexpr int kInfinity = 0x7f80;
+  const __m512i start = in_order(_mm512_set1_epi16(int16_t(input[0].bits)));
+  __m512i least[2] = {start, start}, most[2] = {start, start};
+  for (int64_t k = 0; k < depth; k += 64) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const int64_t left = depth - k - i * 32;
+      if (left <= 0) break;
+      const __m512i x = in_order(_mm512_mask_loadu_epi16(_mm512_set1_epi16(int16_t(input[0].bits)),
+                                                         lane_bits32(left), input + k + i * 32));
+      least[i] = _mm512_min_epi16(least[i], x);
+      most[i] = _mm512_max_epi16(most[i], x);
+    }
+  }
+  const int first = reduce_min16(_mm512_min_epi16(least[0], least[1]));
+  const int last =
+      ~reduce_min16(_mm512_xor_si512(_mm512_max_epi16(most[0], most[1]), _mm512_set1_epi16(-1)));
+  const bool finite = last < kInfinity && first > ~kInfinity;
+  return {value_in_order(first), value_in_order(last), finite ? 0.0f : __builtin_nanf("")};
+}
+#endif
+
+typedef uint8_t Bytes __attribute__((vector_size(kWidth), aligned(1), may_alias));
+
+template <typename Input>
+CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* bytes, float* low,
+                                 float* step) {
+  const Range found = range_of(input, depth);
+  const float range = found.most - found.least;
+  const float scale = range > 1e-30f ? kLevels / range : 0.0f;
+  *low = found.least;
+  *step = (range > 1e-30f ? range / kLevels : 0.0f) + found.poison;
+  int64_t k = 0;
+  for (; k < depth; k += kWidth) {
+    const Vec<float> level = (load_n(input + k, depth - k) - found.least) * scale;
+    const Bytes byte = __builtin_convertvector(nearest(level), Bytes);
+    const int64_t count = depth - k < kWidth ? depth - k : kWidth;
+    uint8_t* to = bytes + k / kPiece * kGap + k % kPiece;
+    if (count == kWidth) {
+      *(Bytes*)to = byte;
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = byte[i];
+    }
+  }
+  for (const int64_t end = row_bytes(depth); depth < end; ++depth)
+    bytes[depth / kPiece * kGap + depth % kPiece] = 0;
+}
+
+CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
+CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
+#if defined(CTXFAST_AVX512_BF16)
+  _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
+#else
+  store_n(p, v, n);
+#endif
+}
+
+// What the sums of some columns take to become results; n: how many of the vector's lanes count.
+struct Columns {
+  Vec<float> scale, sum, bias;
+  Columns(const LinearInt8Args& args, int64_t column, int64_t n)
+      : scale(load_n(args.scales + column, n)),
+        sum(load_n(args.sums + column, n)),
+        bias(args.bias == nullptr ? Vec<float>{} : load_n(args.bias + column, n)) {}
+
+  template <typename Output, Activation kActivation>
+  CTXFAST_INLINE void finish(const int32_t* sums, float low, float step, Output* output,
+                             int64_t n) const {
+    const Vec<int32_t> products = ByteProducts::load_words((const uint32_t*)sums);
+    const Vec<float> offset = low * sum + bias;
+    const Vec<float> y = __builtin_convertvector(products, Vec<float>) * (step * scale) + offset;
+    put(output, activate<Output, kActivation>(y), n);
+  }
+};
+
+#if defined(CTXFAST_AMX)
+// 16 rows by 32 columns of the result.
+struct Strip {
+  int64_t row, column;
+};
+
+// Blocks of a task's rows by its panels. The sums of a block are finished while the next block is
+// multiplied.
+template <typename Output, Activation kActivation>
+class Blocks {
+ public:
+  Blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count)
+      : args_(args), rows_(rows), first_(first), count_(count) {}
+
+  void run(int64_t begin, int64_t end) {
+    const MatrixTiles tiles;
+    alignas(64) uint8_t tail[kStepBytes];
+    const int64_t words = (args_.depth + 3) / 4;
+    for (int64_t i = begin; i < end; ++i) {
+      const auto* first = reinterpret_cast<const uint8_t*>(args_.panels) + i * words * 4 * kPanel;
+      const BytePanel panel = byte_panel(first, words, tail);
+      int64_t row = 0;
+      for (; row + kMatrixRows < count_; row += 2 * kMatrixRows)
+        for (int64_t c = 0; c < kPanel && i * kPanel + c < args_.columns; c += kStripColumns)
+          multiply<true>(panel, c, {row, i * kPanel + c}, {row + kMatrixRows, i * kPanel + c});
+      if (row < count_)
+        multiply<false>(panel, 0, {row, i * kPanel}, {row, i * kPanel + kStripColumns});
+    }
+    finish(0, kUnits);
+  }
+
+ private:
+  static constexpr int64_t kNoRow = INT64_MAX / 2;
+  static constexpr int64_t kUnits = 2 * kMatrixRows;  // rows of the two strips of a block
+
+  template <bool kTall>
+  CTXFAST_INLINE void multiply(const BytePanel& panel, int64_t column, Strip first, Strip second) {
+    const uint8_t* rows = rows_.bytes + row_offset(first.row, rows_.row_bytes);
+    multiply_bytes<kTall>(rows, panel, column, sums_[1 - done_], [&](int64_t k) {
+      finish(kUnits * k / panel.steps, kUnits * (k + 1) / panel.steps);
+    });
+    done_ = 1 - done_;
+    strips_[0] = first;
+    strips_[1] = second;
+  }
+
+  // Rows [unit, end) of the block that was multiplied last.
+  CTXFAST_INLINE void finish(int64_t unit, int64_t end) const {
+    for (; unit < end; ++unit) {
+      const Strip& strip = strips_[unit / kMatrixRows];
+      const int64_t row = strip.row + unit % kMatrixRows;
+      if (row >= count_) continue;
+      Output* output = static_cast<Output*>(args_.output) + (first_ + row) * args_.columns;
+#pragma GCC unroll 2
+      for (int64_t c = 0; c < kStripColumns; c += kWidth) {
+        const int64_t column = strip.column + c, left = args_.columns - column;
+        Columns(args_, column, left)
+            .finish<Output, kActivation>(sums_[done_] + unit * kStripColumns + c, rows_.low[row],
+                                         rows_.step[row], output + column, left);
+      }
+    }
+  }
+
+  const LinearInt8Args& args_;
+  const Rows& rows_;
+  const int64_t first_, count_;
+  Strip strips_[2] = {{kNoRow, 0}, {kNoRow, 0}};  // of the block to be finished
+  int done_ = 0;                                  // which of the sums are complete
+  alignas(64) int32_t sums_[2][2 * kStripSize];
+};
+
+template <typename Output, Activation kActivation>
+void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
+                     int64_t begin, int64_t end) {
+  Blocks<Output, kActivation>(args, rows, first, count).run(begin, end);
+}
+#else
 // One tile of integer sums, for `with_tile`.
 struct Tile {
   const uint32_t *rows, *panel;
@@ -124,52 +306,25 @@ struct Tile {
   }
 };
 
-CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
-CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
-#if defined(CTXFAST_AVX512_BF16)
-  _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
-#else
-  store_n(p, v, n);
-#endif
-}
-
 // From the sums [rows, kPanel] of a tile to its results.
 template <typename Output, Activation kActivation>
-void finish_tile(const LinearInt8Args& args, const int32_t* sums, const float* low,
-                 const float* step, int rows, int64_t column, int64_t columns, Output* output) {
+CTXFAST_INLINE void finish_tile(const LinearInt8Args& args, const int32_t* sums, const float* low,
+                                const float* step, int rows, int64_t column, int64_t columns,
+                                Output* output) {
   for (int64_t c = 0; c < columns; c += kWidth) {
     const int64_t at = column + c, left = columns - c;
-    const Vec<float> scale = load_n(args.scales + at, left), sum = load_n(args.sums + at, left);
-    const Vec<float> bias = args.bias == nullptr ? Vec<float>{} : load_n(args.bias + at, left);
-    for (int r = 0; r < rows; ++r) {
-      const Vec<int32_t> products =
-          ByteProducts::load_words((const uint32_t*)sums + r * kPanel + c);
-      const Vec<float> offset = low[r] * sum + bias;
-      const Vec<float> y =
-          __builtin_convertvector(products, Vec<float>) * (step[r] * scale) + offset;
-      put(output + r * args.columns + at, activate<Output, kActivation>(y), left);
-    }
+    const Columns vector(args, at, left);
+    for (int r = 0; r < rows; ++r)
+      vector.finish<Output, kActivation>(sums + r * kPanel + c, low[r], step[r],
+                                         output + r * args.columns + at, left);
   }
 }
 
-template <typename Output>
-using FinishTile = void (*)(const LinearInt8Args&, const int32_t*, const float*, const float*, int,
-                            int64_t, int64_t, Output*);
-
-template <typename Output>
-FinishTile<Output> finish_for(Activation activation) {
-  if (activation == kGelu) return finish_tile<Output, kGelu>;
-  if (activation == kGeluTanh) return finish_tile<Output, kGeluTanh>;
-  if (activation == kTanh) return finish_tile<Output, kTanh>;
-  return finish_tile<Output, kNone>;
-}
-
-// Rows [first, first + count), already quantised, by the panels [begin, end).
-template <typename Output>
-void multiply(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
-              int64_t begin, int64_t end) {
-  const FinishTile<Output> finish = finish_for<Output>(args.activation);
-  const int64_t words = (args.depth + 3) / 4;
+template <typename Output, Activation kActivation>
+void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
+                     int64_t begin, int64_t end) {
+  const int64_t words = rows.row_bytes / 4;
+  const uint32_t* inputs = reinterpret_cast<const uint32_t*>(rows.bytes);
   alignas(64) int32_t sums[kTileRows * kPanel];
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t column = panel * kPanel;
@@ -179,14 +334,27 @@ void multiply(const LinearInt8Args& args, const Rows& rows, int64_t first, int64
     for (int64_t row = 0; row < count;) {
       const int step = next_rows(count - row);
       for (int c = 0; c < vectors; c += kTileColumns) {
-        const Tile tile = {rows.words + row * words, weight + c * kWidth, words, sums + c * kWidth};
+        const Tile tile = {inputs + row * words, weight + c * kWidth, words, sums + c * kWidth};
         with_tile(step, vectors - c < kTileColumns ? vectors - c : kTileColumns, tile);
       }
-      finish(args, sums, rows.low + row, rows.step + row, step, column, columns,
-             static_cast<Output*>(args.output) + (first + row) * args.columns);
+      finish_tile<Output, kActivation>(
+          args, sums, rows.low + row, rows.step + row, step, column, columns,
+          static_cast<Output*>(args.output) + (first + row) * args.columns);
       row += step;
     }
   }
+}
+#endif
+
+// Rows [first, first + count), already quantised, by the panels [begin, end).
+using Multiply = void (*)(const LinearInt8Args&, const Rows&, int64_t, int64_t, int64_t, int64_t);
+
+template <typename Output>
+Multiply multiply_for(Activation activation) {
+  if (activation == kGelu) return multiply_blocks<Output, kGelu>;
+  if (activation == kGeluTanh) return multiply_blocks<Output, kGeluTanh>;
+  if (activation == kTanh) return multiply_blocks<Output, kTanh>;
+  return multiply_blocks<Output, kNone>;
 }
 
 // Tasks are blocks of rows, as equal as possible; too few blocks are divided among columns too, and
@@ -196,8 +364,8 @@ struct Tasks {
 
   explicit Tasks(const LinearInt8Args& args) {
     const int64_t all = (args.columns + kPanel - 1) / kPanel, threads = args.threads;
-    const int64_t fitting = kByteLimit / args.depth / kTileRows * kTileRows;
-    const int64_t limit = fitting < kTileRows   ? kTileRows
+    const int64_t fitting = kByteLimit / args.depth / kRowGroup * kRowGroup;
+    const int64_t limit = fitting < kRowGroup   ? kRowGroup
                           : fitting > kRowLimit ? kRowLimit
                                                 : fitting;
     blocks = (args.rows + limit - 1) / limit;
@@ -205,7 +373,7 @@ struct Tasks {
     divisions = blocks < threads ? (threads + blocks - 1) / blocks : 1;
     if (divisions > all) divisions = all;
     rows = (args.rows + blocks - 1) / blocks;
-    rows = (rows + kTileRows - 1) / kTileRows * kTileRows;
+    rows = (rows + kRowGroup - 1) / kRowGroup * kRowGroup;
     blocks = (args.rows + rows - 1) / rows;
     panels = (all + divisions - 1) / divisions;
   }
@@ -214,22 +382,22 @@ struct Tasks {
 template <typename Input, typename Output>
 Status run(const LinearInt8Args& args) {
   const Tasks tasks(args);
-  const int64_t words = (args.depth + 3) / 4, all = (args.columns + kPanel - 1) / kPanel;
+  const Multiply multiply = multiply_for<Output>(args.activation);
+  const int64_t bytes = row_bytes(args.depth), all = (args.columns + kPanel - 1) / kPanel;
   int32_t failed = 0;
   parallel_for(args.threads, tasks.blocks * tasks.divisions, 1, [&](int64_t task, int64_t) {
-    float* scratch =
-        static_cast<float*>(thread_scratch(tasks.rows * (words + 2) * sizeof(uint32_t)));
+    auto* scratch = static_cast<uint8_t*>(thread_scratch(tasks.rows * (bytes + 2 * sizeof(float))));
     if (scratch == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-    const Rows rows = {reinterpret_cast<uint32_t*>(scratch + 2 * tasks.rows), scratch,
-                       scratch + tasks.rows};
+    float* scales = reinterpret_cast<float*>(scratch + tasks.rows * bytes);
+    const Rows rows = {scratch, bytes, scales, scales + tasks.rows};
     const int64_t first = task / tasks.divisions * tasks.rows;
     const int64_t count = args.rows - first < tasks.rows ? args.rows - first : tasks.rows;
     for (int64_t row = 0; row < count; ++row)
       quantize_row(static_cast<const Input*>(args.input) + (first + row) * args.input_stride,
-                   args.depth, reinterpret_cast<uint8_t*>(rows.words + row * words), rows.low + row,
+                   args.depth, rows.bytes + row_offset(row, bytes), rows.low + row,
                    rows.step + row);
     const int64_t begin = task % tasks.divisions * tasks.panels, end = begin + tasks.panels;
-    multiply<Output>(args, rows, first, count, begin, end < all ? end : all);
+    multiply(args, rows, first, count, begin, end < all ? end : all);
   });
   Status status;
   if (failed != 0) status.code = kOutOfMemory;

@@ -65,6 +65,29 @@ def test_matches_its_definition(shape, activation, dtype, output, isa):
             assert float(((y.double() - exact).abs() / bound).max()) <= 1.0
 
 
+@pytest.mark.skipif(
+    not {"avx512_bf16", "amx"} <= set(_native.available_isas() if _native.available() else []),
+    reason="this processor has no matrix tiles",
+)
+@pytest.mark.parametrize("output", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 33, 49, 205, 401])
+@pytest.mark.parametrize("shape", [(1, 1), (63, 17), (64, 32), (65, 33), (130, 257), (1000, 70)])
+def test_matrix_tiles_change_no_bit(rows, shape, dtype, output):
+    """Sums of integers are exact, and all that follows them is the same arithmetic."""
+    x, weight, bias = arguments(rows, *shape, dtype)
+    before = _native.isa()
+    try:
+        for activation in (None, "gelu"):
+            found = []
+            for name in ("avx512_bf16", "amx"):
+                _native.set_isa(name)
+                found.append(ops.linear_int8(x, weight, bias, activation=activation, dtype=output))
+            assert torch.equal(*found)
+    finally:
+        _native.set_isa(before)
+
+
 def test_native_rounds_rows_as_specified(isa):
     """With the identity as weight the result is the rounded input itself."""
     k = 100
