@@ -7,9 +7,11 @@
 // panel of 64 columns as [step][16][64][4 bytes]. A depth that is no multiple of 64 is padded with
 // zeros on both sides.
 //
-// A block's sums are two strips of 16 rows by 32 columns, side by side (!kTall) or one below the
-// other. While the tiles multiply, the vector units are free: after each step the caller gets to do
-// its share of something else, such as finishing the block before.
+// Rows are read from the first cache level again and again; a panel streams past them from the
+// second, whose bandwidth limits it all. A block's sums are two strips of 16 rows by 32 columns,
+// one below the other (kTall) or side by side. While the tiles multiply, the vector units are free:
+// after each step the caller gets to do its share of something else, such as finishing the block
+// before.
 #pragma once
 
 #include "cpu/amx.h"
@@ -57,18 +59,18 @@ CTXFAST_INLINE void multiply_bytes(const uint8_t* rows, const BytePanel& panel, 
     const uint8_t* a = rows + k * kTileBytes;
     const uint8_t* b = panel.step(k) + column * 4;
     load_matrix<4>(a, kMatrixBytes);
-    load_matrix<6>(b, kPanelRowBytes);
+    stream_matrix<6>(b, kPanelRowBytes);
     multiply_matrix8<0, 4, 6>();
-    load_matrix<7>(b + kMatrixBytes, kPanelRowBytes);
+    stream_matrix<7>(b + kMatrixBytes, kPanelRowBytes);
     multiply_matrix8<1, 4, 7>();
     if constexpr (kTall) {
       load_matrix<5>(a + panel.steps * kTileBytes, kMatrixBytes);
       multiply_matrix8<2, 5, 6>();
       multiply_matrix8<3, 5, 7>();
     } else {
-      load_matrix<5>(b + 2 * kMatrixBytes, kPanelRowBytes);
+      stream_matrix<5>(b + 2 * kMatrixBytes, kPanelRowBytes);
       multiply_matrix8<2, 4, 5>();
-      load_matrix<6>(b + 3 * kMatrixBytes, kPanelRowBytes);
+      stream_matrix<6>(b + 3 * kMatrixBytes, kPanelRowBytes);
       multiply_matrix8<3, 4, 6>();
     }
     meanwhile(k);

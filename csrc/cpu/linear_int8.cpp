@@ -25,11 +25,10 @@ struct VecOf<int32_t> {
 
 namespace {
 
-constexpr int64_t kPanel = 64;           // columns
-constexpr int64_t kRowLimit = 384;       // rows of a task, at most
-constexpr int64_t kByteLimit = 1 << 19;  // of its rows: half of the second cache level
-constexpr int64_t kEnoughRows = 48;      // of a task that reads all of the weight
-constexpr float kLevels = 255.0f;        // steps of an unsigned byte
+constexpr int64_t kPanel = 64;       // columns
+constexpr int64_t kRowLimit = 384;   // rows of a task, at most
+constexpr int64_t kEnoughRows = 48;  // of a task that reads all of the weight
+constexpr float kLevels = 255.0f;    // steps of an unsigned byte
 constexpr int kWidth = kLanes<float>;
 
 // Four unsigned bytes of the input by four signed ones of each column: exact, without saturation.
@@ -54,6 +53,7 @@ struct ByteProducts {
 // How the bytes of a task's rows lie: 64 of one row, then those of `gap` bytes further, and so on.
 #if defined(CTXFAST_AMX)
 constexpr int64_t kRowGroup = kMatrixRows, kGap = kTileBytes;
+constexpr int64_t kByteLimit = 1 << 20;  // of a task's rows: half of the second cache level
 constexpr int64_t row_bytes(int64_t depth) {
   return (depth + kMatrixBytes - 1) / kMatrixBytes * kMatrixBytes;
 }
@@ -62,6 +62,7 @@ constexpr int64_t row_offset(int64_t row, int64_t bytes) {
 }
 #else
 constexpr int64_t kRowGroup = kTileRows, kGap = 64;
+constexpr int64_t kByteLimit = 1 << 19;  // of a task's rows: half of the second cache level
 constexpr int64_t row_bytes(int64_t depth) { return (depth + 3) / 4 * 4; }
 constexpr int64_t row_offset(int64_t row, int64_t bytes) { return row * bytes; }
 #endif
@@ -131,20 +132,19 @@ CTXFAST_INLINE int reduce_min16(__m512i v) {
 }
 
 CTXFAST_INLINE __mmask32 lane_bits32(int64_t n) {
-  return n >= 32 ? ~__mmask32(0) : __mmask32((1u << n) - 1u);
+  return n >= 32 ? ~__mmask32(0) : n <= 0 ? __mmask32(0) : __mmask32((1u << n) - 1u);
 }
 
 CTXFAST_INLINE Range range_of(const bfloat16* input, int64_t depth) {
   constexpr int kInfinity = 0x7f80;
-  const __m512i start = in_order(_mm512_set1_epi16(int16_t(input[0].bits)));
-  __m512i least[2] = {start, start}, most[2] = {start, start};
-  for (int64_t k = 0; k < depth; k += 64) {
+  const __m512i start = _mm512_set1_epi16(int16_t(input[0].bits));
+  __m512i least[2] = {in_order(start), in_order(start)}, most[2] = {least[0], least[0]};
+  for (int64_t k = 0; k < depth; k += kPiece) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const int64_t left = depth - k - i * 32;
-      if (left <= 0) break;
-      const __m512i x = in_order(_mm512_mask_loadu_epi16(_mm512_set1_epi16(int16_t(input[0].bits)),
-                                                         lane_bits32(left), input + k + i * 32));
+      const int64_t at = k + i * 32;
+      const __m512i x =
+          in_order(_mm512_mask_loadu_epi16(start, lane_bits32(depth - at), input + at));
       least[i] = _mm512_min_epi16(least[i], x);
       most[i] = _mm512_max_epi16(most[i], x);
     }
@@ -159,17 +159,12 @@ CTXFAST_INLINE Range range_of(const bfloat16* input, int64_t depth) {
 
 typedef uint8_t Bytes __attribute__((vector_size(kWidth), aligned(1), may_alias));
 
+// bytes = the levels of a row's values: (value - least) * scale, rounded
 template <typename Input>
-CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* bytes, float* low,
-                                 float* step) {
-  const Range found = range_of(input, depth);
-  const float range = found.most - found.least;
-  const float scale = range > 1e-30f ? kLevels / range : 0.0f;
-  *low = found.least;
-  *step = (range > 1e-30f ? range / kLevels : 0.0f) + found.poison;
-  int64_t k = 0;
-  for (; k < depth; k += kWidth) {
-    const Vec<float> level = (load_n(input + k, depth - k) - found.least) * scale;
+CTXFAST_INLINE void put_levels(const Input* input, int64_t depth, float least, float scale,
+                               uint8_t* bytes) {
+  for (int64_t k = 0; k < depth; k += kWidth) {
+    const Vec<float> level = (load_n(input + k, depth - k) - least) * scale;
     const Bytes byte = __builtin_convertvector(nearest(level), Bytes);
     const int64_t count = depth - k < kWidth ? depth - k : kWidth;
     uint8_t* to = bytes + k / kPiece * kGap + k % kPiece;
@@ -179,6 +174,46 @@ CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* byt
       for (int64_t i = 0; i < count; ++i) to[i] = byte[i];
     }
   }
+}
+
+#if defined(CTXFAST_AVX512)
+// Of 32 bfloat16, as words in order: those at even places lie in the lower halves of floats, those
+// at odd places are floats with something below their mantissa.
+CTXFAST_INLINE __m512i word_levels(__m512i values, float least, float scale) {
+  const Vec<float> even = (Vec<float>)_mm512_slli_epi32(values, 16);
+  const Vec<float> odd = (Vec<float>)_mm512_and_si512(values, _mm512_set1_epi32(-0x10000));
+  const __m512i low = (__m512i)nearest((even - least) * scale);
+  return _mm512_or_si512(low, _mm512_slli_epi32((__m512i)nearest((odd - least) * scale), 16));
+}
+
+CTXFAST_INLINE __m512i byte_levels(__m512i first, __m512i second, float least, float scale) {
+  const __m512i packed =
+      _mm512_packus_epi16(word_levels(first, least, scale), word_levels(second, least, scale));
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed);
+}
+
+CTXFAST_INLINE void put_levels(const bfloat16* input, int64_t depth, float least, float scale,
+                               uint8_t* bytes) {
+  for (; depth >= kPiece; depth -= kPiece, input += kPiece, bytes += kGap)
+    _mm512_storeu_si512(bytes, byte_levels(_mm512_loadu_si512(input),
+                                           _mm512_loadu_si512(input + 32), least, scale));
+  if (depth == 0) return;
+  const __m512i first = _mm512_maskz_loadu_epi16(lane_bits32(depth), input);
+  const __m512i second = _mm512_maskz_loadu_epi16(lane_bits32(depth - 32), input + 32);
+  _mm512_mask_storeu_epi8(bytes, ~__mmask64(0) >> (kPiece - depth),
+                          byte_levels(first, second, least, scale));
+}
+#endif
+
+template <typename Input>
+CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* bytes, float* low,
+                                 float* step) {
+  const Range found = range_of(input, depth);
+  const float range = found.most - found.least;
+  const float scale = range > 1e-30f ? kLevels / range : 0.0f;
+  *low = found.least;
+  *step = (range > 1e-30f ? range / kLevels : 0.0f) + found.poison;
+  put_levels(input, depth, found.least, scale, bytes);
   for (const int64_t end = row_bytes(depth); depth < end; ++depth)
     bytes[depth / kPiece * kGap + depth % kPiece] = 0;
 }
@@ -216,8 +251,12 @@ struct Strip {
   int64_t row, column;
 };
 
-// Blocks of a task's rows by its panels. The sums of a block are finished while the next block is
-// multiplied.
+constexpr int64_t kGroupBytes = 1 << 18;  // of panels that all rows pass by while others come
+constexpr int64_t kNearBytes = 1 << 14;   // by which one tile of rows is ahead of itself
+
+// A task's rows by its panels, a group of panels at a time: a pair of row tiles stays in the first
+// cache level while it meets those of a group. Meanwhile the next group is brought into the second
+// level, and the sums of the block before are finished.
 template <typename Output, Activation kActivation>
 class Blocks {
  public:
@@ -226,17 +265,14 @@ class Blocks {
 
   void run(int64_t begin, int64_t end) {
     const MatrixTiles tiles;
-    alignas(64) uint8_t tail[kStepBytes];
-    const int64_t words = (args_.depth + 3) / 4;
-    for (int64_t i = begin; i < end; ++i) {
-      const auto* first = reinterpret_cast<const uint8_t*>(args_.panels) + i * words * 4 * kPanel;
-      const BytePanel panel = byte_panel(first, words, tail);
-      int64_t row = 0;
-      for (; row + kMatrixRows < count_; row += 2 * kMatrixRows)
-        for (int64_t c = 0; c < kPanel && i * kPanel + c < args_.columns; c += kStripColumns)
-          multiply<true>(panel, c, {row, i * kPanel + c}, {row + kMatrixRows, i * kPanel + c});
-      if (row < count_)
-        multiply<false>(panel, 0, {row, i * kPanel}, {row, i * kPanel + kStripColumns});
+    const int64_t pairs = (count_ + kUnits - 1) / kUnits;
+    int64_t group = kGroupBytes / panel_bytes_ < pairs ? kGroupBytes / panel_bytes_ : pairs;
+    if (group < 1) group = 1;
+    for (int64_t i = begin; i < end; i += group) {
+      const int64_t stop = i + group < end ? i + group : end;
+      look_ahead(i, stop, end);
+      for (int64_t row = 0; row < count_; row += kUnits)
+        for (int64_t panel = i; panel < stop; ++panel) multiply_panel(panel, row);
     }
     finish(0, kUnits);
   }
@@ -244,41 +280,91 @@ class Blocks {
  private:
   static constexpr int64_t kNoRow = INT64_MAX / 2;
   static constexpr int64_t kUnits = 2 * kMatrixRows;  // rows of the two strips of a block
+  static constexpr int64_t kLines = kStepBytes / kLineBytes;
+
+  const uint8_t* panel_at(int64_t panel) const {
+    return reinterpret_cast<const uint8_t*>(args_.panels) + panel * panel_bytes_;
+  }
+
+  // What to ask memory for during the panels [begin, stop) of a task that ends with panel `end`.
+  void look_ahead(int64_t begin, int64_t stop, int64_t end) {
+    const int64_t size = (stop - begin) * panel_bytes_;
+    const uint8_t *last = panel_at(end), *ahead = panel_at(stop);
+    if (count_ <= kMatrixRows) ahead = panel_at(begin) + kNearBytes;
+    if (ahead > last) ahead = last;
+    ahead_ = ahead;
+    ahead_end_ = last - ahead < size ? last : ahead + size;
+    const int64_t tiles = (count_ + kMatrixRows - 1) / kMatrixRows;  // each pair passes by twice
+    lines_ = (kLines + tiles - 1) / tiles;
+  }
+
+  CTXFAST_INLINE void ask_ahead() {
+    for (int64_t i = 0; i < lines_ && ahead_ < ahead_end_; ++i, ahead_ += kLineBytes)
+      __builtin_prefetch(ahead_, 0, 2);
+  }
+
+  void multiply_panel(int64_t panel, int64_t row) {
+    const int64_t column = panel * kPanel, next = column + kStripColumns;
+    const BytePanel bytes = byte_panel(panel_at(panel), panel_bytes_ / kPanelRowBytes, tail_);
+    if (row + kMatrixRows >= count_) return multiply<false>(bytes, 0, {row, column}, {row, next});
+    multiply<true>(bytes, 0, {row, column}, {row + kMatrixRows, column});
+    if (next < args_.columns)
+      multiply<true>(bytes, kStripColumns, {row, next}, {row + kMatrixRows, next});
+  }
 
   template <bool kTall>
   CTXFAST_INLINE void multiply(const BytePanel& panel, int64_t column, Strip first, Strip second) {
     const uint8_t* rows = rows_.bytes + row_offset(first.row, rows_.row_bytes);
-    multiply_bytes<kTall>(rows, panel, column, sums_[1 - done_], [&](int64_t k) {
-      finish(kUnits * k / panel.steps, kUnits * (k + 1) / panel.steps);
+    const int64_t share = (kUnits + panel.steps - 1) / panel.steps;
+    int64_t unit = 0;
+    multiply_bytes<kTall>(rows, panel, column, sums_[1 - done_], [&](int64_t) {
+      ask_ahead();
+      const int64_t end = unit + share < kUnits ? unit + share : kUnits;
+      finish(unit, end);
+      unit = end;
     });
     done_ = 1 - done_;
     strips_[0] = first;
     strips_[1] = second;
   }
 
-  // Rows [unit, end) of the block that was multiplied last.
+  // Rows [unit, end) of the strips of the block that was multiplied last.
   CTXFAST_INLINE void finish(int64_t unit, int64_t end) const {
-    for (; unit < end; ++unit) {
-      const Strip& strip = strips_[unit / kMatrixRows];
-      const int64_t row = strip.row + unit % kMatrixRows;
-      if (row >= count_) continue;
-      Output* output = static_cast<Output*>(args_.output) + (first_ + row) * args_.columns;
-#pragma GCC unroll 2
-      for (int64_t c = 0; c < kStripColumns; c += kWidth) {
-        const int64_t column = strip.column + c, left = args_.columns - column;
-        Columns(args_, column, left)
-            .finish<Output, kActivation>(sums_[done_] + unit * kStripColumns + c, rows_.low[row],
-                                         rows_.step[row], output + column, left);
-      }
+    while (unit < end) {
+      const int64_t strip = unit / kMatrixRows, start = strip * kMatrixRows;
+      const int64_t stop = end < start + kMatrixRows ? end : start + kMatrixRows;
+      finish_rows(strips_[strip], unit - start, stop - start, sums_[done_] + strip * kStripSize);
+      unit = stop;
+    }
+  }
+
+  CTXFAST_INLINE void finish_rows(Strip strip, int64_t r, int64_t end, const int32_t* sums) const {
+    const int64_t width = args_.columns, left = width - strip.column, rest = left - kWidth;
+    if (left <= 0) return;
+    if (strip.row + end > count_) end = count_ - strip.row;
+    const Columns columns(args_, strip.column, left), others(args_, strip.column + kWidth, rest);
+    Output* output =
+        static_cast<Output*>(args_.output) + (first_ + strip.row) * width + strip.column;
+    const float *low = rows_.low + strip.row, *step = rows_.step + strip.row;
+    for (; r < end; ++r) {
+      const int32_t* from = sums + r * kStripColumns;
+      Output* to = output + r * width;
+      columns.template finish<Output, kActivation>(from, low[r], step[r], to, left);
+      others.template finish<Output, kActivation>(from + kWidth, low[r], step[r], to + kWidth,
+                                                  rest);
     }
   }
 
   const LinearInt8Args& args_;
   const Rows& rows_;
   const int64_t first_, count_;
+  const int64_t panel_bytes_ = (args_.depth + 3) / 4 * kPanelRowBytes;
+  const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
+  int64_t lines_ = 0;                             // of them, asked for after each step
   Strip strips_[2] = {{kNoRow, 0}, {kNoRow, 0}};  // of the block to be finished
   int done_ = 0;                                  // which of the sums are complete
   alignas(64) int32_t sums_[2][2 * kStripSize];
+  alignas(64) uint8_t tail_[kStepBytes];
 };
 
 template <typename Output, Activation kActivation>
