@@ -58,6 +58,11 @@ template <int kTile>
 CTXFAST_INLINE void load_matrix(const void* from, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
 }
+// The same for what is read once: it does not displace the first cache level's contents.
+template <int kTile>
+CTXFAST_INLINE void stream_matrix(const void* from, int64_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+}
 template <int kTile>
 CTXFAST_INLINE void store_matrix(void* to, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");

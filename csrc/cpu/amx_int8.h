@@ -1,114 +1,84 @@
-// Products of bytes on matrix tiles (Intel AMX), for linear_int8.cpp. A panel of the weight is 64
-// columns of words of four bytes along the depth: 16 words of it are four tiles as they lie in
-// memory, of 16 columns each. Rows are quantised into tiles.
+// Products of bytes on matrix tiles, in blocks of four tiles of C:
+//
+//   kTall   32 rows by 32 columns: each tile of A and of B is used twice
+//   !kTall  16 rows by 64 columns: all of a panel, for the rows that make no pair of tiles
+//
+// Rows lie as tiles load them, [row tile][step][16][64 bytes], a step being 64 of the depth, and a
+// panel of 64 columns as [step][16][64][4 bytes]. A depth that is no multiple of 64 is padded with
+// zeros on both sides.
+//
+// Rows are read from the first cache level again and again; a panel streams past them from the
+// second, whose bandwidth limits it all. A block's sums are two strips of 16 rows by 32 columns,
+// one below the other (kTall) or side by side. While the tiles multiply, the vector units are free:
+// after each step the caller gets to do its share of something else, such as finishing the block
+// before.
 #pragma once
 
 #include "cpu/amx.h"
-#include "cpu/simd.h"
 
 #if defined(CTXFAST_AMX)
 
 CTXFAST_NAMESPACE_BEGIN
 
-constexpr int64_t kByteTile = kMatrixRows * kMatrixBytes;
-constexpr int64_t kByteBlockRows = 2 * kMatrixRows;
-constexpr int64_t kBytePanelRow = 256;  // bytes of a word of each of the 64 columns
-constexpr int64_t kByteStep = kMatrixRows * kBytePanelRow;
+constexpr int64_t kStripColumns = 32;
+constexpr int64_t kStripSize = kMatrixRows * kStripColumns;
+constexpr int64_t kTileBytes = kMatrixRows * kMatrixBytes;         // of a tile of A
+constexpr int64_t kPanelRowBytes = 4 * kMatrixBytes;               // four tiles of B side by side
+constexpr int64_t kStepBytes = kMatrixRows * kPanelRowBytes;       // of a panel
+constexpr int64_t kSumRowBytes = kStripColumns * sizeof(int32_t);  // of a strip
 
-// A panel: `whole` steps as they lie in memory, and perhaps a last one, elsewhere, whose depth ends
-// within it.
+// A panel whose last step may lie elsewhere.
 struct BytePanel {
-  const char *steps, *last;
-  int64_t whole;
-
-  // space: kByteStep bytes
-  CTXFAST_INLINE BytePanel(const void* panel, int64_t words, char* space)
-      : steps(static_cast<const char*>(panel)), last(nullptr), whole(words / kMatrixRows) {
-    const int64_t rest = words % kMatrixRows * kBytePanelRow;
-    if (rest == 0) return;
-    __builtin_memcpy(space, steps + whole * kByteStep, size_t(rest));
-    __builtin_memset(space + rest, 0, size_t(kByteStep - rest));
-    last = space;
+  const uint8_t *whole, *last;
+  int64_t steps;
+  CTXFAST_INLINE const uint8_t* step(int64_t k) const {
+    return k + 1 < steps ? whole + k * kStepBytes : last;
   }
-  CTXFAST_INLINE int64_t count() const { return whole + (last != nullptr); }
 };
 
-// Tiles 0 to 3 are the sums of 2 by 2 tiles, 4 and 5 of the rows, 6 and 7 of the columns.
-CTXFAST_INLINE void multiply_byte_block(const char* rows, const char* columns, int64_t steps) {
-  for (int64_t step = 0; step < steps; ++step) {
-    load_matrix<4>(rows, kMatrixBytes);
-    load_matrix<6>(columns, kBytePanelRow);
-    multiply_matrix8<0, 4, 6>();
-    load_matrix<7>(columns + kMatrixBytes, kBytePanelRow);
-    multiply_matrix8<1, 4, 7>();
-    load_matrix<5>(rows + kByteTile, kMatrixBytes);
-    multiply_matrix8<2, 5, 6>();
-    multiply_matrix8<3, 5, 7>();
-    rows += 2 * kByteTile;
-    columns += kByteStep;
-  }
+// `words` of a panel's depth, the last incomplete step copied to `tail` and padded.
+inline BytePanel byte_panel(const uint8_t* panel, int64_t words, uint8_t (&tail)[kStepBytes]) {
+  const int64_t steps = (words + kMatrixRows - 1) / kMatrixRows;
+  const uint8_t* last = panel + (steps - 1) * kStepBytes;
+  const int64_t left = words - (steps - 1) * kMatrixRows;
+  if (left == kMatrixRows) return {panel, last, steps};
+  __builtin_memset(tail, 0, sizeof tail);
+  __builtin_memcpy(tail, last, size_t(left * kPanelRowBytes));
+  return {panel, tail, steps};
 }
 
-// The sums [32, 32] of two tiles of rows and half a panel over the steps [first, last); those of
-// the steps before are in `sums`.
-CTXFAST_INLINE void multiply_byte_piece(const char* rows, const BytePanel& panel, int64_t half,
-                                        int64_t first, int64_t last, int32_t* sums) {
-  constexpr int64_t kStride = kByteBlockRows * int64_t(sizeof(int32_t));
-  int32_t* below = sums + kMatrixRows * kByteBlockRows;
-  if (first == 0) {
-    clear_matrix<0>();
-    clear_matrix<1>();
-    clear_matrix<2>();
-    clear_matrix<3>();
-  } else {
-    load_matrix<0>(sums, kStride);
-    load_matrix<1>(sums + 16, kStride);
-    load_matrix<2>(below, kStride);
-    load_matrix<3>(below + 16, kStride);
-  }
-  const int64_t columns = half * 2 * kMatrixBytes;
-  const int64_t whole = (last < panel.whole ? last : panel.whole) - first;
-  multiply_byte_block(rows + first * 2 * kByteTile, panel.steps + first * kByteStep + columns,
-                      whole);
-  if (last > panel.whole)
-    multiply_byte_block(rows + panel.whole * 2 * kByteTile, panel.last + columns, 1);
-  store_matrix<0>(sums, kStride);
-  store_matrix<1>(sums + 16, kStride);
-  store_matrix<2>(below, kStride);
-  store_matrix<3>(below + 16, kStride);
-}
-
-CTXFAST_INLINE void multiply_byte_row_step(const char* rows, const char* columns) {
-  load_matrix<4>(rows, kMatrixBytes);
-  load_matrix<5>(columns, kBytePanelRow);
-  load_matrix<6>(columns + kMatrixBytes, kBytePanelRow);
-  multiply_matrix8<0, 4, 5>();
-  load_matrix<7>(columns + 2 * kMatrixBytes, kBytePanelRow);
-  multiply_matrix8<1, 4, 6>();
-  load_matrix<5>(columns + 3 * kMatrixBytes, kBytePanelRow);
-  multiply_matrix8<2, 4, 7>();
-  multiply_matrix8<3, 4, 5>();
-}
-
-// The sums [16, 64] of one tile of rows and a panel, which comes from memory: it is asked for
-// `kAhead` steps before it is read.
-CTXFAST_INLINE void multiply_byte_row(const char* rows, const BytePanel& panel, int32_t* sums) {
-  constexpr int64_t kAhead = 4, kLine = 64, kStride = 64 * int64_t(sizeof(int32_t));
+// sums = rows x columns from `column` (0 or 32) of the panel on; meanwhile(k) follows step k.
+template <bool kTall, typename Meanwhile>
+CTXFAST_INLINE void multiply_bytes(const uint8_t* rows, const BytePanel& panel, int64_t column,
+                                   int32_t* sums, const Meanwhile& meanwhile) {
   clear_matrix<0>();
   clear_matrix<1>();
   clear_matrix<2>();
   clear_matrix<3>();
-  for (int64_t step = 0; step < panel.whole; ++step) {
-    const char* columns = panel.steps + step * kByteStep;
-    for (int64_t byte = 0; byte < kByteStep; byte += kLine)
-      __builtin_prefetch(columns + kAhead * kByteStep + byte, 0, 2);
-    multiply_byte_row_step(rows + step * kByteTile, columns);
+  for (int64_t k = 0; k < panel.steps; ++k) {
+    const uint8_t* a = rows + k * kTileBytes;
+    const uint8_t* b = panel.step(k) + column * 4;
+    load_matrix<4>(a, kMatrixBytes);
+    stream_matrix<6>(b, kPanelRowBytes);
+    multiply_matrix8<0, 4, 6>();
+    stream_matrix<7>(b + kMatrixBytes, kPanelRowBytes);
+    multiply_matrix8<1, 4, 7>();
+    if constexpr (kTall) {
+      load_matrix<5>(a + panel.steps * kTileBytes, kMatrixBytes);
+      multiply_matrix8<2, 5, 6>();
+      multiply_matrix8<3, 5, 7>();
+    } else {
+      stream_matrix<5>(b + 2 * kMatrixBytes, kPanelRowBytes);
+      multiply_matrix8<2, 4, 5>();
+      stream_matrix<6>(b + 3 * kMatrixBytes, kPanelRowBytes);
+      multiply_matrix8<3, 4, 6>();
+    }
+    meanwhile(k);
   }
-  if (panel.last != nullptr) multiply_byte_row_step(rows + panel.whole * kByteTile, panel.last);
-  store_matrix<0>(sums, kStride);
-  store_matrix<1>(sums + 16, kStride);
-  store_matrix<2>(sums + 32, kStride);
-  store_matrix<3>(sums + 48, kStride);
+  store_matrix<0>(sums, kSumRowBytes);
+  store_matrix<1>(sums + kStripColumns / 2, kSumRowBytes);
+  store_matrix<2>(sums + kStripSize, kSumRowBytes);
+  store_matrix<3>(sums + kStripSize + kStripColumns / 2, kSumRowBytes);
 }
 
 CTXFAST_NAMESPACE_END

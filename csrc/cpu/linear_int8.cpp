@@ -4,7 +4,8 @@
 //
 // A task quantises a block of rows into scratch memory, where they stay in the second cache level,
 // and multiplies them by one panel of 64 output columns after another. The integer sums of a tile
-// are scaled, and take bias and activation, before they leave the first cache level.
+// are scaled, and take bias and activation, before they leave the first cache level; on matrix
+// tiles, while the next tile is multiplied.
 #include "cpu/linear_int8.h"
 
 #include "cpu/amx_int8.h"
@@ -24,15 +25,8 @@ struct VecOf<int32_t> {
 
 namespace {
 
-constexpr int64_t kPanel = 64;      // columns
-constexpr int64_t kRowLimit = 384;  // rows of a task, at most
-#if defined(CTXFAST_AMX)
-constexpr int64_t kByteLimit = 1 << 20;  // of its rows: half of the second cache level
-constexpr int64_t kTaskRows = kByteBlockRows;
-#else
-constexpr int64_t kByteLimit = 1 << 19;
-constexpr int64_t kTaskRows = kTileRows;  // what the rows of a task are a multiple of
-#endif
+constexpr int64_t kPanel = 64;       // columns
+constexpr int64_t kRowLimit = 384;   // rows of a task, at most
 constexpr int64_t kEnoughRows = 48;  // of a task that reads all of the weight
 constexpr float kLevels = 255.0f;    // steps of an unsigned byte
 constexpr int kWidth = kLanes<float>;
@@ -56,24 +50,29 @@ struct ByteProducts {
   }
 };
 
-// What a task multiplies: rows of bytes, and what brings their products back to scale. 64 bytes of
-// a row lie together: all of a row in a line, or in matrix tiles, [blocks][steps][tiles][16
-// rows][64].
+// How the bytes of a task's rows lie: 64 of one row, then those of `gap` bytes further, and so on.
+#if defined(CTXFAST_AMX)
+constexpr int64_t kRowGroup = kMatrixRows, kGap = kTileBytes;
+constexpr int64_t kByteLimit = 1 << 20;  // of a task's rows: half of the second cache level
+constexpr int64_t row_bytes(int64_t depth) {
+  return (depth + kMatrixBytes - 1) / kMatrixBytes * kMatrixBytes;
+}
+constexpr int64_t row_offset(int64_t row, int64_t bytes) {
+  return row / kMatrixRows * kMatrixRows * bytes + row % kMatrixRows * kMatrixBytes;
+}
+#else
+constexpr int64_t kRowGroup = kTileRows, kGap = 64;
+constexpr int64_t kByteLimit = 1 << 19;  // of a task's rows: half of the second cache level
+constexpr int64_t row_bytes(int64_t depth) { return (depth + 3) / 4 * 4; }
+constexpr int64_t row_offset(int64_t row, int64_t bytes) { return row * bytes; }
+#endif
+constexpr int64_t kPiece = 64;  // bytes of a row that lie together
+
+// What a task multiplies: rows of bytes, and what brings their products back to scale.
 struct Rows {
   uint8_t* bytes;
+  int64_t row_bytes;
   float *low, *step;
-  int64_t tiles;  // of a block; 0: lines
-  int64_t steps;  // of 64 bytes, the last one perhaps with fewer
-
-  int64_t step_bytes() const { return tiles == 0 ? kLineBytes : tiles * kTileBytes; }
-  uint8_t* row(int64_t index, int64_t words) const {
-    if (tiles == 0) return bytes + index * words * int64_t(sizeof(uint32_t));
-    const int64_t tile = index / kMatrix;
-    return bytes + (tile / tiles * steps * tiles + tile % tiles) * kTileBytes +
-           index % kMatrix * kLineBytes;
-  }
-
-  static constexpr int64_t kMatrix = 16, kTileBytes = kMatrix * kLineBytes;
 };
 
 // To the nearest integer, ties to even. By instruction where there is one: a fused multiply-add in
@@ -88,59 +87,135 @@ CTXFAST_INLINE Mask<float> nearest(Vec<float> x) {
 #endif
 }
 
-typedef uint8_t Bytes __attribute__((vector_size(kWidth), aligned(1), may_alias));
+// Least and largest value of a row, and 0, or NaN where the row holds a NaN or an infinity.
+struct Range {
+  float least, most, poison;
+};
 
-// The row's bytes from k on lie at bytes + k / 64 * step_bytes + k % 64.
 template <typename Input>
-CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* bytes,
-                                 int64_t step_bytes, float* low, float* step) {
-  constexpr int kAtOnce = 4;  // hides the latency of what is compared
-  Vec<float> least[kAtOnce], most[kAtOnce], poison[kAtOnce];
-  for (int i = 0; i < kAtOnce; ++i) {
-    least[i] = most[i] = splat(to_compute(input[0]));
-    poison[i] = Vec<float>{};
-  }
-  const auto look = [&](Vec<float> x, int i) {
-    least[i] = vmin(x, least[i]);
-    most[i] = vmax(x, most[i]);
-    // A NaN may escape the two others, and no infinity may pass as a range.
-    poison[i] = x * 0.0f + poison[i];
-  };
+CTXFAST_INLINE Range range_of(const Input* input, int64_t depth) {
+  Vec<float> least = splat(to_compute(input[0])), most = least, poison = {};
   int64_t k = 0;
-  for (; k + kAtOnce * kWidth <= depth; k += kAtOnce * kWidth)
-#pragma GCC unroll 4
-    for (int i = 0; i < kAtOnce; ++i) look(load(input + k + i * kWidth), i);
-  for (; k + kWidth <= depth; k += kWidth) look(load(input + k), 0);
-  for (int i = 1; i < kAtOnce; ++i) {
-    least[0] = vmin(least[i], least[0]);
-    most[0] = vmax(most[i], most[0]);
-    poison[0] += poison[i];
+  for (; k + kWidth <= depth; k += kWidth) {
+    const Vec<float> x = load(input + k);
+    least = vmin(x, least);
+    most = vmax(x, most);
+    poison =
+        x * 0.0f + poison;  // a NaN may escape the two others, and no infinity may pass as a range
   }
-  float first = -reduce_max(-least[0]), last = reduce_max(most[0]), bad = reduce_add(poison[0]);
-  for (int64_t i = k; i < depth; ++i) {
-    const float x = to_compute(input[i]);
-    first = x < first ? x : first;
-    last = larger(x, last);
-    bad += x - x;
+  Range range = {-reduce_max(-least), reduce_max(most), reduce_add(poison)};
+  for (; k < depth; ++k) {
+    const float x = to_compute(input[k]);
+    range.least = x < range.least ? x : range.least;
+    range.most = larger(x, range.most);
+    range.poison += x - x;
   }
-  const float range = last - first;
-  const float scale = range > 1e-30f ? kLevels / range : 0.0f;
-  *low = first;
-  *step = (range > 1e-30f ? range / kLevels : 0.0f) + bad;
-  for (int64_t line = 0; line < depth; line += kLineBytes, bytes += step_bytes) {
-    const int64_t here = depth - line < kLineBytes ? depth - line : kLineBytes;
-    for (k = 0; k < here; k += kWidth) {
-      const int64_t count = here - k < kWidth ? here - k : kWidth;
-      const Vec<float> level = (load_n(input + line + k, count) - first) * scale;
-      const Bytes byte = __builtin_convertvector(nearest(level), Bytes);
-      if (count == kWidth) {
-        *(Bytes*)(bytes + k) = byte;
-      } else {
-        for (int64_t i = 0; i < count; ++i) bytes[k + i] = byte[i];
-        for (int64_t i = count; (line + k + i) % 4 != 0; ++i) bytes[k + i] = 0;
-      }
+  return range;
+}
+
+#if defined(CTXFAST_AVX512)
+// bfloat16 as integers in the order of their values; NaNs lie beyond the infinities.
+CTXFAST_INLINE __m512i in_order(__m512i bits) {
+  const __m512i negative = _mm512_srai_epi16(bits, 15);
+  return _mm512_xor_si512(bits, _mm512_and_si512(negative, _mm512_set1_epi16(0x7fff)));
+}
+CTXFAST_INLINE float value_in_order(int order) {
+  return to_compute(bfloat16{uint16_t(order < 0 ? order ^ 0x7fff : order)});
+}
+CTXFAST_INLINE int reduce_min16(__m512i v) {
+  const __m256i half = _mm256_min_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+  const __m128i quarter =
+      _mm_min_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  // The one horizontal minimum there is takes unsigned numbers.
+  const __m128i flipped = _mm_xor_si128(quarter, _mm_set1_epi16(-0x8000));
+  return int16_t(_mm_extract_epi16(_mm_minpos_epu16(flipped), 0) ^ 0x8000);
+}
+
+CTXFAST_INLINE __mmask32 lane_bits32(int64_t n) {
+  return n >= 32 ? ~__mmask32(0) : n <= 0 ? __mmask32(0) : __mmask32((1u << n) - 1u);
+}
+
+CTXFAST_INLINE Range range_of(const bfloat16* input, int64_t depth) {
+  constexpr int kInfinity = 0x7f80;
+  const __m512i start = _mm512_set1_epi16(int16_t(input[0].bits));
+  __m512i least[2] = {in_order(start), in_order(start)}, most[2] = {least[0], least[0]};
+  for (int64_t k = 0; k < depth; k += kPiece) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const int64_t at = k + i * 32;
+      const __m512i x =
+          in_order(_mm512_mask_loadu_epi16(start, lane_bits32(depth - at), input + at));
+      least[i] = _mm512_min_epi16(least[i], x);
+      most[i] = _mm512_max_epi16(most[i], x);
     }
   }
+  const int first = reduce_min16(_mm512_min_epi16(least[0], least[1]));
+  const int last =
+      ~reduce_min16(_mm512_xor_si512(_mm512_max_epi16(most[0], most[1]), _mm512_set1_epi16(-1)));
+  const bool finite = last < kInfinity && first > ~kInfinity;
+  return {value_in_order(first), value_in_order(last), finite ? 0.0f : __builtin_nanf("")};
+}
+#endif
+
+typedef uint8_t Bytes __attribute__((vector_size(kWidth), aligned(1), may_alias));
+
+// bytes = the levels of a row's values: (value - least) * scale, rounded
+template <typename Input>
+CTXFAST_INLINE void put_levels(const Input* input, int64_t depth, float least, float scale,
+                               uint8_t* bytes) {
+  for (int64_t k = 0; k < depth; k += kWidth) {
+    const Vec<float> level = (load_n(input + k, depth - k) - least) * scale;
+    const Bytes byte = __builtin_convertvector(nearest(level), Bytes);
+    const int64_t count = depth - k < kWidth ? depth - k : kWidth;
+    uint8_t* to = bytes + k / kPiece * kGap + k % kPiece;
+    if (count == kWidth) {
+      *(Bytes*)to = byte;
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = byte[i];
+    }
+  }
+}
+
+#if defined(CTXFAST_AVX512)
+// Of 32 bfloat16, as words in order: those at even places lie in the lower halves of floats, those
+// at odd places are floats with something below their mantissa.
+CTXFAST_INLINE __m512i word_levels(__m512i values, float least, float scale) {
+  const Vec<float> even = (Vec<float>)_mm512_slli_epi32(values, 16);
+  const Vec<float> odd = (Vec<float>)_mm512_and_si512(values, _mm512_set1_epi32(-0x10000));
+  const __m512i low = (__m512i)nearest((even - least) * scale);
+  return _mm512_or_si512(low, _mm512_slli_epi32((__m512i)nearest((odd - least) * scale), 16));
+}
+
+CTXFAST_INLINE __m512i byte_levels(__m512i first, __m512i second, float least, float scale) {
+  const __m512i packed =
+      _mm512_packus_epi16(word_levels(first, least, scale), word_levels(second, least, scale));
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed);
+}
+
+CTXFAST_INLINE void put_levels(const bfloat16* input, int64_t depth, float least, float scale,
+                               uint8_t* bytes) {
+  for (; depth >= kPiece; depth -= kPiece, input += kPiece, bytes += kGap)
+    _mm512_storeu_si512(bytes, byte_levels(_mm512_loadu_si512(input),
+                                           _mm512_loadu_si512(input + 32), least, scale));
+  if (depth == 0) return;
+  const __m512i first = _mm512_maskz_loadu_epi16(lane_bits32(depth), input);
+  const __m512i second = _mm512_maskz_loadu_epi16(lane_bits32(depth - 32), input + 32);
+  _mm512_mask_storeu_epi8(bytes, ~__mmask64(0) >> (kPiece - depth),
+                          byte_levels(first, second, least, scale));
+}
+#endif
+
+template <typename Input>
+CTXFAST_INLINE void quantize_row(const Input* input, int64_t depth, uint8_t* bytes, float* low,
+                                 float* step) {
+  const Range found = range_of(input, depth);
+  const float range = found.most - found.least;
+  const float scale = range > 1e-30f ? kLevels / range : 0.0f;
+  *low = found.least;
+  *step = (range > 1e-30f ? range / kLevels : 0.0f) + found.poison;
+  put_levels(input, depth, found.least, scale, bytes);
+  for (const int64_t end = row_bytes(depth); depth < end; ++depth)
+    bytes[depth / kPiece * kGap + depth % kPiece] = 0;
 }
 
 CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
@@ -152,88 +227,151 @@ CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
 #endif
 }
 
-// From the sums of a tile to its results.
-template <typename Output, Activation kActivation>
-void finish_tile(const LinearInt8Args& args, const int32_t* sums, int64_t stride, const float* low,
-                 const float* step, int rows, int64_t column, int64_t columns, Output* output) {
-  for (int64_t c = 0; c < columns; c += kWidth) {
-    const int64_t at = column + c, left = columns - c;
-    const Vec<float> scale = load_n(args.scales + at, left), sum = load_n(args.sums + at, left);
-    const Vec<float> bias = args.bias == nullptr ? Vec<float>{} : load_n(args.bias + at, left);
-    for (int r = 0; r < rows; ++r) {
-      const Vec<int32_t> products =
-          ByteProducts::load_words((const uint32_t*)sums + r * stride + c);
-      const Vec<float> offset = low[r] * sum + bias;
-      const Vec<float> y =
-          __builtin_convertvector(products, Vec<float>) * (step[r] * scale) + offset;
-      put(output + r * args.columns + at, activate<Output, kActivation>(y), left);
-    }
+// What the sums of some columns take to become results; n: how many of the vector's lanes count.
+struct Columns {
+  Vec<float> scale, sum, bias;
+  Columns(const LinearInt8Args& args, int64_t column, int64_t n)
+      : scale(load_n(args.scales + column, n)),
+        sum(load_n(args.sums + column, n)),
+        bias(args.bias == nullptr ? Vec<float>{} : load_n(args.bias + column, n)) {}
+
+  template <typename Output, Activation kActivation>
+  CTXFAST_INLINE void finish(const int32_t* sums, float low, float step, Output* output,
+                             int64_t n) const {
+    const Vec<int32_t> products = ByteProducts::load_words((const uint32_t*)sums);
+    const Vec<float> offset = low * sum + bias;
+    const Vec<float> y = __builtin_convertvector(products, Vec<float>) * (step * scale) + offset;
+    put(output, activate<Output, kActivation>(y), n);
   }
-}
-
-template <typename Output>
-using FinishTile = void (*)(const LinearInt8Args&, const int32_t*, int64_t, const float*,
-                            const float*, int, int64_t, int64_t, Output*);
-
-template <typename Output>
-FinishTile<Output> finish_for(Activation activation) {
-  if (activation == kGelu) return finish_tile<Output, kGelu>;
-  if (activation == kGeluTanh) return finish_tile<Output, kGeluTanh>;
-  if (activation == kTanh) return finish_tile<Output, kTanh>;
-  return finish_tile<Output, kNone>;
-}
+};
 
 #if defined(CTXFAST_AMX)
-constexpr int64_t kPieceSteps = 16;  // of half a panel: 32 KiB of the first cache level
+// 16 rows by 32 columns of the result.
+struct Strip {
+  int64_t row, column;
+};
 
-// Rows [first, first + count), already quantised, by the panels [begin, end): blocks of two tiles
-// of rows by halves of panels, or one tile of rows by panels.
-template <typename Output>
-void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
-                     int64_t begin, int64_t end, int32_t* sums) {
-  const FinishTile<Output> finish = finish_for<Output>(args.activation);
-  const int64_t words = (args.depth + 3) / 4,
-                blocks = (count + kByteBlockRows - 1) / kByteBlockRows;
-  const auto finish_block = [&](const int32_t* found, int64_t stride, int64_t row, int64_t column) {
-    const int64_t left = args.columns - column, height = count - row;
-    finish(args, found, stride, rows.low + row, rows.step + row,
-           int(height < kByteBlockRows ? height : kByteBlockRows), column,
-           left < stride ? left : stride,
-           static_cast<Output*>(args.output) + (first + row) * args.columns);
-  };
-  const MatrixTiles tiles;
-  alignas(64) char space[kByteStep];
-  for (int64_t index = begin; index < end; ++index) {
-    const BytePanel panel(args.panels + index * words * kBytePanelRow, words, space);
-    const int64_t column = index * kPanel, steps = panel.count();
-    if (rows.tiles == 1) {
-      multiply_byte_row(reinterpret_cast<const char*>(rows.bytes), panel, sums);
-      finish_block(sums, kPanel, 0, column);
-      continue;
+constexpr int64_t kGroupBytes = 1 << 18;  // of panels that all rows pass by while others come
+constexpr int64_t kNearBytes = 1 << 14;   // by which one tile of rows is ahead of itself
+
+// A task's rows by its panels, a group of panels at a time: a pair of row tiles stays in the first
+// cache level while it meets those of a group. Meanwhile the next group is brought into the second
+// level, and the sums of the block before are finished.
+template <typename Output, Activation kActivation>
+class Blocks {
+ public:
+  Blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count)
+      : args_(args), rows_(rows), first_(first), count_(count) {}
+
+  void run(int64_t begin, int64_t end) {
+    const MatrixTiles tiles;
+    const int64_t pairs = (count_ + kUnits - 1) / kUnits;
+    int64_t group = kGroupBytes / panel_bytes_ < pairs ? kGroupBytes / panel_bytes_ : pairs;
+    if (group < 1) group = 1;
+    for (int64_t i = begin; i < end; i += group) {
+      const int64_t stop = i + group < end ? i + group : end;
+      look_ahead(i, stop, end);
+      for (int64_t row = 0; row < count_; row += kUnits)
+        for (int64_t panel = i; panel < stop; ++panel) multiply_panel(panel, row);
     }
-    const int64_t halves = args.columns - column > kPanel / 2 ? 2 : 1;
-    const int64_t pieces = (steps + kPieceSteps - 1) / kPieceSteps;
-    const int64_t piece = (steps + pieces - 1) / pieces;
-    for (int64_t half = 0; half < halves; ++half)
-      for (int64_t from = 0; from < steps; from += piece) {
-        const int64_t to = from + piece < steps ? from + piece : steps;
-        const char* ahead = panel.steps + (steps + from) * kByteStep;  // of the next panel
-        const int64_t lines =
-            ((to - from) * kByteStep / kLineBytes + 2 * blocks - 1) / (2 * blocks);
-        for (int64_t block = 0; block < blocks; ++block) {
-          const char* left = reinterpret_cast<const char*>(rows.row(block * kByteBlockRows, words));
-          int32_t* found = sums + block * kByteBlockRows * kByteBlockRows;
-          if (half == 1)
-            for (int64_t line = 0; line < 2 * lines; ++line, ahead += kLineBytes)
-              __builtin_prefetch(ahead, 0, 2);
-          multiply_byte_piece(left, panel, half, from, to, found);
-          if (to == steps)
-            finish_block(found, kByteBlockRows, block * kByteBlockRows, column + half * kPanel / 2);
-        }
-      }
+    finish(0, kUnits);
   }
-}
 
+ private:
+  static constexpr int64_t kNoRow = INT64_MAX / 2;
+  static constexpr int64_t kUnits = 2 * kMatrixRows;  // rows of the two strips of a block
+  static constexpr int64_t kLines = kStepBytes / kLineBytes;
+
+  const uint8_t* panel_at(int64_t panel) const {
+    return reinterpret_cast<const uint8_t*>(args_.panels) + panel * panel_bytes_;
+  }
+
+  // What to ask memory for during the panels [begin, stop) of a task that ends with panel `end`.
+  void look_ahead(int64_t begin, int64_t stop, int64_t end) {
+    const int64_t size = (stop - begin) * panel_bytes_;
+    const uint8_t *last = panel_at(end), *ahead = panel_at(stop);
+    if (count_ <= kMatrixRows) ahead = panel_at(begin) + kNearBytes;
+    if (ahead > last) ahead = last;
+    ahead_ = ahead;
+    ahead_end_ = last - ahead < size ? last : ahead + size;
+    const int64_t tiles = (count_ + kMatrixRows - 1) / kMatrixRows;  // each pair passes by twice
+    lines_ = (kLines + tiles - 1) / tiles;
+  }
+
+  CTXFAST_INLINE void ask_ahead() {
+    for (int64_t i = 0; i < lines_ && ahead_ < ahead_end_; ++i, ahead_ += kLineBytes)
+      __builtin_prefetch(ahead_, 0, 2);
+  }
+
+  void multiply_panel(int64_t panel, int64_t row) {
+    const int64_t column = panel * kPanel, next = column + kStripColumns;
+    const BytePanel bytes = byte_panel(panel_at(panel), panel_bytes_ / kPanelRowBytes, tail_);
+    if (row + kMatrixRows >= count_) return multiply<false>(bytes, 0, {row, column}, {row, next});
+    multiply<true>(bytes, 0, {row, column}, {row + kMatrixRows, column});
+    if (next < args_.columns)
+      multiply<true>(bytes, kStripColumns, {row, next}, {row + kMatrixRows, next});
+  }
+
+  template <bool kTall>
+  CTXFAST_INLINE void multiply(const BytePanel& panel, int64_t column, Strip first, Strip second) {
+    const uint8_t* rows = rows_.bytes + row_offset(first.row, rows_.row_bytes);
+    const int64_t share = (kUnits + panel.steps - 1) / panel.steps;
+    int64_t unit = 0;
+    multiply_bytes<kTall>(rows, panel, column, sums_[1 - done_], [&](int64_t) {
+      ask_ahead();
+      const int64_t end = unit + share < kUnits ? unit + share : kUnits;
+      finish(unit, end);
+      unit = end;
+    });
+    done_ = 1 - done_;
+    strips_[0] = first;
+    strips_[1] = second;
+  }
+
+  // Rows [unit, end) of the strips of the block that was multiplied last.
+  CTXFAST_INLINE void finish(int64_t unit, int64_t end) const {
+    while (unit < end) {
+      const int64_t strip = unit / kMatrixRows, start = strip * kMatrixRows;
+      const int64_t stop = end < start + kMatrixRows ? end : start + kMatrixRows;
+      finish_rows(strips_[strip], unit - start, stop - start, sums_[done_] + strip * kStripSize);
+      unit = stop;
+    }
+  }
+
+  CTXFAST_INLINE void finish_rows(Strip strip, int64_t r, int64_t end, const int32_t* sums) const {
+    const int64_t width = args_.columns, left = width - strip.column, rest = left - kWidth;
+    if (left <= 0) return;
+    if (strip.row + end > count_) end = count_ - strip.row;
+    const Columns columns(args_, strip.column, left), others(args_, strip.column + kWidth, rest);
+    Output* output =
+        static_cast<Output*>(args_.output) + (first_ + strip.row) * width + strip.column;
+    const float *low = rows_.low + strip.row, *step = rows_.step + strip.row;
+    for (; r < end; ++r) {
+      const int32_t* from = sums + r * kStripColumns;
+      Output* to = output + r * width;
+      columns.template finish<Output, kActivation>(from, low[r], step[r], to, left);
+      others.template finish<Output, kActivation>(from + kWidth, low[r], step[r], to + kWidth,
+                                                  rest);
+    }
+  }
+
+  const LinearInt8Args& args_;
+  const Rows& rows_;
+  const int64_t first_, count_;
+  const int64_t panel_bytes_ = (args_.depth + 3) / 4 * kPanelRowBytes;
+  const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
+  int64_t lines_ = 0;                             // of them, asked for after each step
+  Strip strips_[2] = {{kNoRow, 0}, {kNoRow, 0}};  // of the block to be finished
+  int done_ = 0;                                  // which of the sums are complete
+  alignas(64) int32_t sums_[2][2 * kStripSize];
+  alignas(64) uint8_t tail_[kStepBytes];
+};
+
+template <typename Output, Activation kActivation>
+void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
+                     int64_t begin, int64_t end) {
+  Blocks<Output, kActivation>(args, rows, first, count).run(begin, end);
+}
 #else
 // One tile of integer sums, for `with_tile`.
 struct Tile {
@@ -254,12 +392,25 @@ struct Tile {
   }
 };
 
-// Rows [first, first + count), already quantised, by the panels [begin, end).
-template <typename Output>
-void multiply(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
-              int64_t begin, int64_t end) {
-  const FinishTile<Output> finish = finish_for<Output>(args.activation);
-  const int64_t words = (args.depth + 3) / 4;
+// From the sums [rows, kPanel] of a tile to its results.
+template <typename Output, Activation kActivation>
+CTXFAST_INLINE void finish_tile(const LinearInt8Args& args, const int32_t* sums, const float* low,
+                                const float* step, int rows, int64_t column, int64_t columns,
+                                Output* output) {
+  for (int64_t c = 0; c < columns; c += kWidth) {
+    const int64_t at = column + c, left = columns - c;
+    const Columns vector(args, at, left);
+    for (int r = 0; r < rows; ++r)
+      vector.finish<Output, kActivation>(sums + r * kPanel + c, low[r], step[r],
+                                         output + r * args.columns + at, left);
+  }
+}
+
+template <typename Output, Activation kActivation>
+void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
+                     int64_t begin, int64_t end) {
+  const int64_t words = rows.row_bytes / 4;
+  const uint32_t* inputs = reinterpret_cast<const uint32_t*>(rows.bytes);
   alignas(64) int32_t sums[kTileRows * kPanel];
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t column = panel * kPanel;
@@ -269,17 +420,28 @@ void multiply(const LinearInt8Args& args, const Rows& rows, int64_t first, int64
     for (int64_t row = 0; row < count;) {
       const int step = next_rows(count - row);
       for (int c = 0; c < vectors; c += kTileColumns) {
-        const uint32_t* left = reinterpret_cast<const uint32_t*>(rows.bytes) + row * words;
-        const Tile tile = {left, weight + c * kWidth, words, sums + c * kWidth};
+        const Tile tile = {inputs + row * words, weight + c * kWidth, words, sums + c * kWidth};
         with_tile(step, vectors - c < kTileColumns ? vectors - c : kTileColumns, tile);
       }
-      finish(args, sums, kPanel, rows.low + row, rows.step + row, step, column, columns,
-             static_cast<Output*>(args.output) + (first + row) * args.columns);
+      finish_tile<Output, kActivation>(
+          args, sums, rows.low + row, rows.step + row, step, column, columns,
+          static_cast<Output*>(args.output) + (first + row) * args.columns);
       row += step;
     }
   }
 }
 #endif
+
+// Rows [first, first + count), already quantised, by the panels [begin, end).
+using Multiply = void (*)(const LinearInt8Args&, const Rows&, int64_t, int64_t, int64_t, int64_t);
+
+template <typename Output>
+Multiply multiply_for(Activation activation) {
+  if (activation == kGelu) return multiply_blocks<Output, kGelu>;
+  if (activation == kGeluTanh) return multiply_blocks<Output, kGeluTanh>;
+  if (activation == kTanh) return multiply_blocks<Output, kTanh>;
+  return multiply_blocks<Output, kNone>;
+}
 
 // Tasks are blocks of rows, as equal as possible; too few blocks are divided among columns too, and
 // their rows quantised once for each division.
@@ -288,8 +450,8 @@ struct Tasks {
 
   explicit Tasks(const LinearInt8Args& args) {
     const int64_t all = (args.columns + kPanel - 1) / kPanel, threads = args.threads;
-    const int64_t fitting = kByteLimit / args.depth / kTaskRows * kTaskRows;
-    const int64_t limit = fitting < kTaskRows   ? kTaskRows
+    const int64_t fitting = kByteLimit / args.depth / kRowGroup * kRowGroup;
+    const int64_t limit = fitting < kRowGroup   ? kRowGroup
                           : fitting > kRowLimit ? kRowLimit
                                                 : fitting;
     blocks = (args.rows + limit - 1) / limit;
@@ -297,7 +459,7 @@ struct Tasks {
     divisions = blocks < threads ? (threads + blocks - 1) / blocks : 1;
     if (divisions > all) divisions = all;
     rows = (args.rows + blocks - 1) / blocks;
-    rows = (rows + kTaskRows - 1) / kTaskRows * kTaskRows;
+    rows = (rows + kRowGroup - 1) / kRowGroup * kRowGroup;
     blocks = (args.rows + rows - 1) / rows;
     panels = (all + divisions - 1) / divisions;
   }
@@ -306,37 +468,22 @@ struct Tasks {
 template <typename Input, typename Output>
 Status run(const LinearInt8Args& args) {
   const Tasks tasks(args);
-  const int64_t words = (args.depth + 3) / 4, all = (args.columns + kPanel - 1) / kPanel;
+  const Multiply multiply = multiply_for<Output>(args.activation);
+  const int64_t bytes = row_bytes(args.depth), all = (args.columns + kPanel - 1) / kPanel;
   int32_t failed = 0;
   parallel_for(args.threads, tasks.blocks * tasks.divisions, 1, [&](int64_t task, int64_t) {
+    auto* scratch = static_cast<uint8_t*>(thread_scratch(tasks.rows * (bytes + 2 * sizeof(float))));
+    if (scratch == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    float* scales = reinterpret_cast<float*>(scratch + tasks.rows * bytes);
+    const Rows rows = {scratch, bytes, scales, scales + tasks.rows};
     const int64_t first = task / tasks.divisions * tasks.rows;
     const int64_t count = args.rows - first < tasks.rows ? args.rows - first : tasks.rows;
-#if defined(CTXFAST_AMX)
-    const int64_t matrix_tiles = count <= kMatrixRows ? 1 : 2, steps = (words + 15) / 16;
-    const int64_t row_bytes = tasks.rows * steps * kLineBytes;
-    const int64_t sum_bytes = (tasks.rows + kMatrixRows) * kPanel * int64_t(sizeof(int32_t));
-#else
-    const int64_t matrix_tiles = 0, steps = 0, sum_bytes = 0;
-    const int64_t row_bytes = tasks.rows * words * int64_t(sizeof(uint32_t));
-#endif
-    const int64_t scale_bytes = (2 * tasks.rows * int64_t(sizeof(float)) + 63) / 64 * 64;
-    char* scratch = static_cast<char*>(thread_scratch(size_t(scale_bytes + sum_bytes + row_bytes)));
-    if (scratch == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-    float* scales = reinterpret_cast<float*>(scratch);
-    const Rows rows = {reinterpret_cast<uint8_t*>(scratch + scale_bytes + sum_bytes), scales,
-                       scales + tasks.rows, matrix_tiles, steps};
     for (int64_t row = 0; row < count; ++row)
       quantize_row(static_cast<const Input*>(args.input) + (first + row) * args.input_stride,
-                   args.depth, rows.row(row, words), rows.step_bytes(), rows.low + row,
+                   args.depth, rows.bytes + row_offset(row, bytes), rows.low + row,
                    rows.step + row);
-    const int64_t begin = task % tasks.divisions * tasks.panels;
-    const int64_t end = begin + tasks.panels < all ? begin + tasks.panels : all;
-#if defined(CTXFAST_AMX)
-    multiply_blocks<Output>(args, rows, first, count, begin, end,
-                            reinterpret_cast<int32_t*>(scratch + scale_bytes));
-#else
-    multiply<Output>(args, rows, first, count, begin, end);
-#endif
+    const int64_t begin = task % tasks.divisions * tasks.panels, end = begin + tasks.panels;
+    multiply(args, rows, first, count, begin, end < all ? end : all);
   });
   Status status;
   if (failed != 0) status.code = kOutOfMemory;
