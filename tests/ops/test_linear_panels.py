@@ -45,7 +45,7 @@ def check(
     assert_matches(found, eager, exact, rounding=rounding)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100, 201])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100, 201, 300])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) -> None:
@@ -159,3 +159,19 @@ def test_panels() -> None:
     assert panels.shape == (2, 6, 32)
     assert torch.equal(panels.transpose(1, 2).reshape(64, 6)[:45], weight)
     assert not panels.transpose(1, 2).reshape(64, 6)[45:].any()
+
+
+@pytest.mark.parametrize("rows", [12, 300])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e-38, 3e38])
+def test_float32_values_that_parts_do_not_hold(rows: int, value: float) -> None:
+    """Many rows may be multiplied in parts of their numbers: what these would lose is not lost."""
+    x, weight, bias = torch.randn(rows, 100), torch.randn(70, 100) / 10, torch.randn(70)
+    if abs(value) < 1:
+        x, bias = x * value, bias * value
+    else:
+        x[3, 40] = value
+    packed = _native_linear.pack(weight)
+    with only("native"):
+        found = ops.linear(x, weight, bias, packed=packed)
+    wide = [t.double() for t in (x, weight, bias)]
+    assert_matches(found, reference.linear(x, weight, bias), reference.linear(*wide))
