@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ PACKAGE = str(Path(__file__).resolve().parent.parent / "ctxfast") + os.sep
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests that were asked for a GPU compile their kernels."""
+    # A shell's background job ignores interrupts, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr == "gpu":
         os.environ["TRITON_INTERPRET"] = "0"
 
