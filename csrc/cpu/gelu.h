@@ -110,7 +110,9 @@ CTXFAST_INLINE Vec<float> gelu_narrow(Vec<float> x) {
 #pragma GCC unroll 3
   for (int k = 2; k >= 0; --k)
     tail = _mm512_fmadd_ps(tail, t, tail_coefficients(kTail[k], interval));
-  return vmax(Vec<float>{}, x) - tail;  // a NaN passes through x
+  // max(0, x) as the sum of two halves: it keeps a NaN, and makes one of -inf as x * Phi(x) does.
+  const Vec<float> size = _mm512_abs_ps(x);
+  return _mm512_fmadd_ps(x, splat(0.5f), _mm512_fmsub_ps(size, splat(0.5f), tail));
 }
 #else
 // -log2(Phi(x) / Phi(-x)) / x, a polynomial in x^2, minimax for the absolute error of gelu.
