@@ -4,35 +4,34 @@
 // packed: tiles then lie in a row, rows that are missing are 0, and no two lines meet in one set of
 // the cache.
 //
-// Two tiles of rows by two of columns take one load of a tile for each product, which the second
-// cache level can just deliver. Many rows therefore meet a piece of a panel while it is in the
-// first level, and ask for the next piece on the way. Few rows, one tile, meet each panel once: the
-// time is that of reading the weight, and the loop asks for it far ahead.
+// Two tiles of rows by two of columns take one load of a tile for each product, more than the
+// second cache level delivers. Many rows therefore stream past a piece of a panel that stays in the
+// first level. Meanwhile the second level is asked for the next piece and for the lines that
+// results go to, whose wait would otherwise occupy the buffers that the rows come through; and the
+// vector units, idle while tiles multiply, make results of the sums of the block before. They do so
+// in straight lines of instructions: behind a branch that was predicted wrongly nothing overlaps.
+// Few rows, one tile, meet each panel once: the time is that of reading the weight, and the loop
+// asks for it far ahead.
 #pragma once
 
 #include "cpu/amx.h"
-#include "cpu/linear.h"
+#include "cpu/linear_finish.h"
 #include "cpu/parallel.h"
-#include "cpu/simd.h"
 #include "cpu/transpose.h"
 
 #if defined(CTXFAST_AMX)
 
 CTXFAST_NAMESPACE_BEGIN
 
-using LinearFinish = void (*)(const LinearArgs&, const float*, int64_t, int64_t, int64_t, int64_t,
-                              int64_t);
-
 // Tiles 0 to 3 are the sums of 2 by 2 tiles, 4 and 5 of the rows, 6 and 7 of the columns.
+template <Activation kActivation>
 class MatrixLinear {
  public:
-  MatrixLinear(const LinearArgs& args, LinearFinish finish)
+  explicit MatrixLinear(const LinearArgs& args)
       : args_(args),
-        finish_(finish),
         steps_((args.depth + kMatrixDepth - 1) / kMatrixDepth),
         panels_((args.columns + kPanelColumns - 1) / kPanelColumns) {}
 
-  // False where memory for the packed rows is not to be had.
   bool run() const { return args_.rows <= kMatrixRows ? run_few() : run_many(); }
 
  private:
@@ -40,12 +39,13 @@ class MatrixLinear {
   static constexpr int64_t kPanelRowBytes = kPanelColumns * 2 * int64_t(sizeof(bfloat16));
   static constexpr int64_t kPanelStepBytes = kMatrixRows * kPanelRowBytes;
   static constexpr int64_t kBlockRows = 2 * kMatrixRows;
-  static constexpr int64_t kPieceSteps = 16;     // of a panel: 32 KiB of the first cache level
-  static constexpr int64_t kRowBytes = 1 << 20;  // of packed rows: half of the second level
+  static constexpr int64_t kPieceSteps = 12;     // of a panel: half of the first cache level
+  static constexpr int64_t kRowBytes = 3 << 19;  // of packed rows: most of the second level
   static constexpr int64_t kMostRows = 384;      // that a task packs
   static constexpr int64_t kItemPanels = 8;      // of a task, at least, that packs its rows
   static constexpr int64_t kAheadSteps = 4;      // by which few rows ask for a panel
   static constexpr int64_t kLine = 64;
+  static constexpr int kTurnRows = 4;  // that become results while a step is multiplied
 
   static CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
   static CTXFAST_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -96,18 +96,22 @@ class MatrixLinear {
     return {steps, space, whole};
   }
 
-  static CTXFAST_INLINE void multiply_block(const char* rows, const char* columns, int64_t steps) {
+  // meanwhile() follows every step.
+  template <typename Meanwhile>
+  static CTXFAST_INLINE void multiply_block(const char* rows, const char* columns, int64_t steps,
+                                            const Meanwhile& meanwhile) {
     for (int64_t step = 0; step < steps; ++step) {
-      load_matrix<4>(rows, kMatrixBytes);
+      stream_matrix<4>(rows, kMatrixBytes);
       load_matrix<6>(columns, kPanelRowBytes);
       multiply_matrix<0, 4, 6>();
       load_matrix<7>(columns + kMatrixBytes, kPanelRowBytes);
       multiply_matrix<1, 4, 7>();
-      load_matrix<5>(rows + kTileBytes, kMatrixBytes);
+      stream_matrix<5>(rows + kTileBytes, kMatrixBytes);
       multiply_matrix<2, 5, 6>();
       multiply_matrix<3, 5, 7>();
       rows += 2 * kTileBytes;
       columns += kPanelStepBytes;
+      meanwhile();
     }
   }
 
@@ -136,36 +140,99 @@ class MatrixLinear {
     for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(from + line * kLine, 0, 2);
   }
 
-  // Packed rows, `blocks` blocks of them, by one panel. The first of them is row `row`.
-  void multiply_panel(const char* rows, float* sums, char* space, int64_t row, int64_t blocks,
-                      int64_t index) const {
-    const Panel panel = read_panel(index, space);
+  // What remains to be done for a block whose sums are complete: `rows` rows, a multiple of
+  // kTurnRows.
+  struct Pending {
+    const float* sums;
+    bfloat16* output;
+    Vec<float> bias[2];
+    int rows;
+  };
+
+  CTXFAST_INLINE void finish_turn(Pending& block) const {
+    if (block.rows == 0) return;
+#pragma GCC unroll 4
+    for (int r = 0; r < kTurnRows; ++r) {
+      const float* sums = block.sums + r * kPanelColumns;
+      const Vec<float> low = activate<bfloat16, kActivation>(load(sums) + block.bias[0]);
+      const Vec<float> high = activate<bfloat16, kActivation>(load(sums + 16) + block.bias[1]);
+      _mm512_storeu_si512(block.output + r * args_.columns,
+                          (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+    block.sums += kTurnRows * kPanelColumns;
+    block.output += kTurnRows * args_.columns;
+    block.rows -= kTurnRows;
+  }
+  CTXFAST_INLINE void finish_all(Pending& block) const {
+    while (block.rows > 0) finish_turn(block);
+  }
+
+  // Complete sums from `row` and `column` on: to be finished later if they are a whole block,
+  // otherwise at once.
+  CTXFAST_INLINE void complete(const float* sums, int64_t row, int64_t column,
+                               Pending& pending) const {
+    const int64_t rows = smaller(kBlockRows, args_.rows - row);
+    const int64_t columns = smaller(kPanelColumns, args_.columns - column);
+    if (rows < kBlockRows || columns < kPanelColumns || args_.residual != nullptr)
+      return finish<bfloat16, kActivation>(args_, sums, kPanelColumns, row, rows, column, columns);
+    const bfloat16* bias = static_cast<const bfloat16*>(args_.bias) + column;
+    pending.sums = sums;
+    pending.output = static_cast<bfloat16*>(args_.output) + row * args_.columns + column;
+    pending.bias[0] = args_.bias == nullptr ? Vec<float>{} : load(bias);
+    pending.bias[1] = args_.bias == nullptr ? Vec<float>{} : load(bias + 16);
+    pending.rows = kBlockRows;
+  }
+
+  // A task's packed rows, and memory for the sums of each of its blocks, for two blocks that are
+  // complete, and for `read_panel`.
+  struct Task {
+    char* rows;
+    float *sums, *complete;
+    char* space;
+    int64_t first, blocks;
+  };
+
+  void multiply_panel(const Task& task, int64_t index, Pending& pending) const {
+    const Panel panel = read_panel(index, task.space);
     const int64_t pieces = ceiling(steps_, kPieceSteps), piece = ceiling(steps_, pieces);
-    const int64_t column = index * kPanelColumns;
     for (int64_t first = 0; first < steps_; first += piece) {
       const int64_t last = smaller(first + piece, steps_);
       const char* columns = panel.steps + first * kPanelStepBytes;
-      const char* ahead = columns + (last - first) * kPanelStepBytes;
-      const int64_t lines = ceiling((last - first) * kPanelStepBytes / kLine, blocks);
-      for (int64_t block = 0; block < blocks; ++block) {
-        float* out = sums + block * kBlockRows * kPanelColumns;
-        const char* from = rows + (block * steps_ + first) * 2 * kTileBytes;
-        prefetch_lines(ahead + block * lines * kLine, lines);
+      const char* ahead = panel.steps + last * kPanelStepBytes;
+      const int64_t lines = ceiling(kPanelStepBytes / kLine, task.blocks);
+      for (int64_t block = 0; block < task.blocks; ++block) {
+        const int64_t row = task.first + block * kBlockRows, column = index * kPanelColumns;
+        float* sums = task.sums + block * kBlockRows * kPanelColumns;
         if (first == 0) {
           clear_sums();
         } else {
-          load_sums(out);
+          load_sums(sums);
         }
+        const bfloat16* next = static_cast<const bfloat16*>(args_.output) + row * args_.columns +
+                               column + kPanelColumns;
+        const auto meanwhile = [&] {
+          prefetch_lines(ahead, lines);
+          ahead += lines * kLine;
+          if (last == steps_) {
+#pragma GCC unroll 4
+            for (int r = 0; r < kTurnRows; ++r, next += args_.columns)
+              __builtin_prefetch(next, 0, 2);
+          }
+          finish_turn(pending);
+        };
+        const char* rows = task.rows + (block * steps_ + first) * 2 * kTileBytes;
         const int64_t whole = smaller(last, panel.whole) - first;
-        multiply_block(from, columns, whole);
-        if (last == steps_ && panel.last != nullptr)
-          multiply_block(from + whole * 2 * kTileBytes, panel.last, 1);
-        store_sums(out);
-        if (last == steps_) {
-          const int64_t at = row + block * kBlockRows;
-          finish_(args_, out, kPanelColumns, at, smaller(kBlockRows, args_.rows - at), column,
-                  smaller(kPanelColumns, args_.columns - column));
+        multiply_block(rows, columns, whole, meanwhile);
+        if (last < steps_) {
+          store_sums(sums);
+          continue;
         }
+        if (panel.last != nullptr)
+          multiply_block(rows + whole * 2 * kTileBytes, panel.last, 1, meanwhile);
+        finish_all(pending);
+        sums = task.complete + block % 2 * kBlockRows * kPanelColumns;
+        store_sums(sums);
+        complete(sums, row, column, pending);
       }
     }
   }
@@ -187,15 +254,20 @@ class MatrixLinear {
       const int64_t first = task * rows, count = smaller(rows, args_.rows - first);
       const int64_t blocks = ceiling(count, kBlockRows);
       const int64_t row_bytes = blocks * steps_ * 2 * kTileBytes;
-      const int64_t sum_bytes = blocks * kBlockRows * kPanelColumns * int64_t(sizeof(float));
+      const int64_t sum_bytes = (blocks + 2) * kBlockRows * kPanelColumns * int64_t(sizeof(float));
       char* memory =
           static_cast<char*>(thread_scratch(size_t(row_bytes + sum_bytes + panel_space())));
       if (memory == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       pack_rows(first, count, 2, memory);
+      float* sums = reinterpret_cast<float*>(memory + row_bytes);
+      const Task part = {
+          memory, sums,  sums + blocks * kBlockRows * kPanelColumns, memory + row_bytes + sum_bytes,
+          first,  blocks};
       const MatrixTiles tiles;
+      Pending pending = {};
       for (int64_t index = panels_ * run / runs; index < panels_ * (run + 1) / runs; ++index)
-        multiply_panel(memory, reinterpret_cast<float*>(memory + row_bytes),
-                       memory + row_bytes + sum_bytes, first, blocks, index);
+        multiply_panel(part, index, pending);
+      finish_all(pending);
     });
     return failed == 0;
   }
@@ -247,17 +319,24 @@ class MatrixLinear {
       for (int64_t index = item * run; index < smaller((item + 1) * run, panels_); ++index) {
         const int64_t column = index * kPanelColumns;
         multiply_few(rows, read_panel(index, space), sums);
-        finish_(args_, sums, kPanelColumns, 0, args_.rows, column,
-                smaller(kPanelColumns, args_.columns - column));
+        finish<bfloat16, kActivation>(args_, sums, kPanelColumns, 0, args_.rows, column,
+                                      smaller(kPanelColumns, args_.columns - column));
       }
     });
     return failed == 0;
   }
 
   const LinearArgs& args_;
-  const LinearFinish finish_;
   const int64_t steps_, panels_;  // steps along the depth, panels of columns
 };
+
+// False where memory for the packed rows is not to be had.
+inline bool matrix_linear(const LinearArgs& args) {
+  if (args.activation == kGelu) return MatrixLinear<kGelu>(args).run();
+  if (args.activation == kGeluTanh) return MatrixLinear<kGeluTanh>(args).run();
+  if (args.activation == kTanh) return MatrixLinear<kTanh>(args).run();
+  return MatrixLinear<kNone>(args).run();
+}
 
 CTXFAST_NAMESPACE_END
 

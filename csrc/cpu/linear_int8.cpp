@@ -14,6 +14,7 @@
 #include "cpu/linear_int8_rows.h"
 #include "cpu/matrix_tile.h"
 #include "cpu/parallel.h"
+#include "cpu/rounded.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -49,15 +50,6 @@ struct ByteProducts {
   }
 };
 
-CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
-CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
-#if defined(CTXFAST_AVX512_BF16)
-  _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
-#else
-  store_n(p, v, n);
-#endif
-}
-
 // What the sums of some columns take to become results; n: how many of the vector's lanes count.
 struct Columns {
   Vec<float> scale, sum, bias;
@@ -72,7 +64,7 @@ struct Columns {
     const Vec<int32_t> products = ByteProducts::load_words((const uint32_t*)sums);
     const Vec<float> offset = low * sum + bias;
     const Vec<float> y = __builtin_convertvector(products, Vec<float>) * (step * scale) + offset;
-    put(output, activate<Output, kActivation>(y), n);
+    store_rounded(output, activate<Output, kActivation>(y), n);
   }
 };
 
