@@ -9,8 +9,8 @@ CTXFAST_NAMESPACE_BEGIN
 
 // output[rows, columns from `column` on] = activation(sums + bias) + residual
 template <typename T, Activation kActivation>
-void finish(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row, int64_t rows,
-            int64_t column, int64_t columns) {
+void finish_linear(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row,
+                   int64_t rows, int64_t column, int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) {
     T* output = static_cast<T*>(args.output) + (row + r) * args.columns + column;
     const int64_t residual = (row + r) * args.residual_stride + column;
@@ -31,10 +31,10 @@ using LinearFinish = void (*)(const LinearArgs&, const float*, int64_t, int64_t,
 
 template <typename T>
 LinearFinish finish_for(Activation activation) {
-  if (activation == kGelu) return finish<T, kGelu>;
-  if (activation == kGeluTanh) return finish<T, kGeluTanh>;
-  if (activation == kTanh) return finish<T, kTanh>;
-  return finish<T, kNone>;
+  if (activation == kGelu) return finish_linear<T, kGelu>;
+  if (activation == kGeluTanh) return finish_linear<T, kGeluTanh>;
+  if (activation == kTanh) return finish_linear<T, kTanh>;
+  return finish_linear<T, kNone>;
 }
 
 CTXFAST_NAMESPACE_END

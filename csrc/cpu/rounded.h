@@ -19,4 +19,15 @@ CTXFAST_INLINE void store_rounded(bfloat16* p, Vec<float> v, int64_t n) {
 #endif
 }
 
+#if defined(CTXFAST_AVX512_BF16)
+// Two whole vectors, one behind the other.
+CTXFAST_INLINE void store_pair(float* p, Vec<float> first, Vec<float> second) {
+  store(p, first);
+  store(p + kLanes<float>, second);
+}
+CTXFAST_INLINE void store_pair(bfloat16* p, Vec<float> first, Vec<float> second) {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+#endif
+
 CTXFAST_NAMESPACE_END
