@@ -9,6 +9,8 @@
 namespace ctxfast {
 namespace {
 
+constexpr int64_t kLineBytes = 64;
+
 int64_t element_size(Dtype dtype) { return dtype == kBfloat16 ? 2 : 4; }
 
 // Parts of the workspace. `wide` holds the projections, then the inner activations; `context` what
@@ -22,7 +24,9 @@ struct Workspace {
     const int64_t element = element_size(layer.dtype), inner = element_size(layer.inner_dtype);
     const int64_t state = layer.hidden * rows * element;
     lse = static_cast<char*>(memory);
-    attended = lse + layer.heads * rows * int64_t(sizeof(float));
+    // Rows of the parts behind it then begin where cache lines do.
+    const int64_t lse_bytes = layer.heads * rows * int64_t(sizeof(float));
+    attended = lse + (lse_bytes + kLineBytes - 1) / kLineBytes * kLineBytes;
     states = attended + state;
     context = states + state;
     wide = context + layer.hidden * rows * std::max(element, inner);

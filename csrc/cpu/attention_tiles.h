@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/attention_pack.h"
+#include "cpu/rounded.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -64,13 +65,6 @@ struct ScoreTile {
   }
 #endif
 };
-
-#if defined(CTXFAST_AMX)
-// The first n elements; numbers below the normal range become 0.
-CTXFAST_INLINE void store_rounded(bfloat16* row, Vec<float> v, int64_t n) {
-  _mm256_mask_storeu_epi16(row, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
-}
-#endif
 
 // Vector c of the kColumns of a row that has `left` elements; only the last may be short.
 template <int kColumns, typename Storage, typename T = Compute<Storage>>

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "cpu/parallel.h"
-#include "cpu/simd.h"
+#include "cpu/rounded.h"
 #include "status.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -85,11 +85,7 @@ CTXFAST_INLINE void normalize_row(const Compute<Storage>* values, const Paramete
     y = y * scale;
     if (weight != nullptr) y = y * part(weight);
     if (bias != nullptr) y = y + part(bias);
-    if (full) {
-      store(output + i, y);
-    } else {
-      store_n(output + i, y, n - i);
-    }
+    store_rounded(output + i, y, full ? kLanes<T> : n - i);
   };
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) one(i, true);

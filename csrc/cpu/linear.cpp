@@ -12,8 +12,8 @@
 
 #include "cpu/amx_linear.h"
 #include "cpu/amx_matrix_product.h"
-#include "cpu/gelu.h"
 #include "cpu/kernel_table.h"
+#include "cpu/linear_finish.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
@@ -145,51 +145,12 @@ CTXFAST_INLINE void multiply_rows(int rows, const T* a, int64_t lda,
                                                 ahead, ahead_row);
 }
 
-CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
-CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
-#if defined(CTXFAST_AVX512_BF16)
-  _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
-#else
-  store_n(p, v, n);
-#endif
-}
-
-// output[rows, columns from `column` on] = activation(sums + bias) + residual
-template <typename T, Activation kActivation>
-void finish(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row, int64_t rows,
-            int64_t column, int64_t columns) {
-  for (int64_t r = 0; r < rows; ++r) {
-    T* output = static_cast<T*>(args.output) + (row + r) * args.columns + column;
-    const int64_t residual = (row + r) * args.residual_stride + column;
-    for (int64_t i = 0; i < columns; i += kWidth) {
-      Vec<float> y = load(sums + r * ldc + i);
-      if (args.bias != nullptr)
-        y += load_n(static_cast<const T*>(args.bias) + column + i, columns - i);
-      y = activate<T, kActivation>(y);
-      if (args.residual != nullptr)
-        y += load_n(static_cast<const T*>(args.residual) + residual + i, columns - i);
-      put(output + i, y, columns - i);
-    }
-  }
-}
-
-using Finish = void (*)(const LinearArgs&, const float*, int64_t, int64_t, int64_t, int64_t,
-                        int64_t);
-
-template <typename T>
-Finish finish_for(Activation activation) {
-  if (activation == kGelu) return finish<T, kGelu>;
-  if (activation == kGeluTanh) return finish<T, kGeluTanh>;
-  if (activation == kTanh) return finish<T, kTanh>;
-  return finish<T, kNone>;
-}
-
 template <typename T, typename Tile>
 struct Product {
   using Word = typename Operand<T>::Word;
 
   const LinearArgs& args;
-  Finish finish;
+  LinearFinish finish;
   int64_t panels = (args.columns + kPanelColumns - 1) / kPanelColumns;
   int64_t groups = (panels + Tile::kPanels - 1) / Tile::kPanels;
   int64_t row_block = args.panels != nullptr ? kRowBlock : kPlainRowBlock;
@@ -325,7 +286,7 @@ Status linear(const LinearArgs& args) {
     run<float>(args);
   } else if (args.dtype == kBfloat16 && args.depth % 2 == 0) {
 #if defined(CTXFAST_AMX)
-    if (MatrixLinear(args, finish_for<bfloat16>(args.activation)).run()) return status;
+    if (matrix_linear(args)) return status;
 #endif
     run<bfloat16>(args);
   } else {

@@ -3,17 +3,18 @@
 // GELU are hardly ever negative.
 //
 // A task quantises a block of rows into scratch memory, where they stay in the second cache level,
-// and multiplies them by one panel of 64 output columns after another. The integer sums of a tile
-// are scaled, and take bias and activation, before they leave the first cache level; on matrix
-// tiles, while the next tile is multiplied.
+// and multiplies them by one panel of 32 output columns, or two, after another. The integer sums of
+// a tile are scaled, and take bias and activation, before they leave the first cache level; on
+// matrix tiles, while the next ones are multiplied (amx_panel.h).
 #include "cpu/linear_int8.h"
 
-#include "cpu/amx_int8.h"
+#include "cpu/amx_panel.h"
 #include "cpu/gelu.h"
 #include "cpu/kernel_table.h"
 #include "cpu/linear_int8_rows.h"
 #include "cpu/matrix_tile.h"
 #include "cpu/parallel.h"
+#include "cpu/rounded.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -26,7 +27,8 @@ struct VecOf<int32_t> {
 
 namespace {
 
-constexpr int64_t kPanel = 64;       // columns
+constexpr int64_t kPanel = 32;       // columns
+constexpr int64_t kGroup = 2;        // panels that a task takes at a time
 constexpr int64_t kRowLimit = 384;   // rows of a task, at most
 constexpr int64_t kEnoughRows = 48;  // of a task that reads all of the weight
 
@@ -49,213 +51,184 @@ struct ByteProducts {
   }
 };
 
-CTXFAST_INLINE void put(float* p, Vec<float> v, int64_t n) { store_n(p, v, n); }
-CTXFAST_INLINE void put(bfloat16* p, Vec<float> v, int64_t n) {
-#if defined(CTXFAST_AVX512_BF16)
-  _mm256_mask_storeu_epi16(p, lane_bits16(n), (__m256i)_mm512_cvtneps_pbh(v));
-#else
-  store_n(p, v, n);
-#endif
-}
-
 // What the sums of some columns take to become results; n: how many of the vector's lanes count.
 struct Columns {
   Vec<float> scale, sum, bias;
+  Columns() : scale(), sum(), bias() {}
   Columns(const LinearInt8Args& args, int64_t column, int64_t n)
       : scale(load_n(args.scales + column, n)),
         sum(load_n(args.sums + column, n)),
         bias(args.bias == nullptr ? Vec<float>{} : load_n(args.bias + column, n)) {}
 
   template <typename Output, Activation kActivation>
-  CTXFAST_INLINE void finish(const int32_t* sums, float low, float step, Output* output,
-                             int64_t n) const {
+  CTXFAST_INLINE Vec<float> result(const int32_t* sums, float low, float step) const {
     const Vec<int32_t> products = ByteProducts::load_words((const uint32_t*)sums);
     const Vec<float> offset = low * sum + bias;
     const Vec<float> y = __builtin_convertvector(products, Vec<float>) * (step * scale) + offset;
-    put(output, activate<Output, kActivation>(y), n);
+    return activate<Output, kActivation>(y);
   }
 };
+
+// From the sums [rows, ldc] of some columns to their results.
+template <typename Output, Activation kActivation>
+CTXFAST_INLINE void finish_tile(const LinearInt8Args& args, const int32_t* sums, int64_t ldc,
+                                const float* low, const float* step, int64_t rows, int64_t column,
+                                int64_t columns, Output* output) {
+  for (int64_t c = 0; c < columns; c += kWidth) {
+    const int64_t at = column + c, left = columns - c;
+    const Columns vector(args, at, left);
+    for (int64_t r = 0; r < rows; ++r)
+      store_rounded(
+          output + r * args.columns + at,
+          vector.template result<Output, kActivation>(sums + r * ldc + c, low[r], step[r]), left);
+  }
+}
 
 #if defined(CTXFAST_AMX)
-// 16 rows by 32 columns of the result.
-struct Strip {
-  int64_t row, column;
-};
-
-constexpr int64_t kGroupBytes = 1 << 18;  // of panels that all rows pass by while others come
-constexpr int64_t kNearBytes = 1 << 14;   // by which one tile of rows is ahead of itself
-
-// A task's rows by its panels, a group of panels at a time: a pair of row tiles stays in the first
-// cache level while it meets those of a group. Meanwhile the next group is brought into the second
-// level, and the sums of the block before are finished.
+// Rows of a task by its panels, for PanelProduct.
 template <typename Output, Activation kActivation>
-class Blocks {
- public:
-  Blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count)
-      : args_(args), rows_(rows), first_(first), count_(count) {}
+struct ManyRows : ByteTiles {
+  const LinearInt8Args& args;
+  const Rows& rows;
+  const int64_t first, count;
+  char* space;
+  const int64_t width = args.columns;
+  // Of the block whose sums are complete.
+  const int32_t* sums = nullptr;
+  const float *low = nullptr, *step = nullptr;
+  Columns columns[2] = {};
+  Output* results = nullptr;
 
-  void run(int64_t begin, int64_t end) {
-    const MatrixTiles tiles;
-    const int64_t pairs = (count_ + kUnits - 1) / kUnits;
-    int64_t group = kGroupBytes / panel_bytes_ < pairs ? kGroupBytes / panel_bytes_ : pairs;
-    if (group < 1) group = 1;
-    for (int64_t i = begin; i < end; i += group) {
-      const int64_t stop = i + group < end ? i + group : end;
-      look_ahead(i, stop, end);
-      for (int64_t row = 0; row < count_; row += kUnits)
-        for (int64_t panel = i; panel < stop; ++panel) multiply_panel(panel, row);
+  MatrixPanel panel(int64_t index) const {
+    const int64_t words = (args.depth + 3) / 4;
+    const char* panels = reinterpret_cast<const char*>(args.panels);
+    return matrix_panel(panels + index * words * kPanelRowBytes, words, space);
+  }
+
+  int64_t output_row() const { return width * int64_t(sizeof(Output)); }
+  const char* output(int64_t block, int64_t index) const {
+    return static_cast<const char*>(args.output) + (first + block * kBlockRows) * output_row() +
+           index * kBlockColumns * int64_t(sizeof(Output));
+  }
+
+  // The results of some rows at once.
+  void finish_rows(const int32_t* found, int64_t row, int64_t here, int64_t index) const {
+    const int64_t column = index * kPanel, left = width - column;
+    finish_tile<Output, kActivation>(args, found, kPanel, rows.low + row, rows.step + row, here,
+                                     column, left < kPanel ? left : kPanel,
+                                     static_cast<Output*>(args.output) + (first + row) * width);
+  }
+
+  bool complete(const int32_t* found, int64_t block, int64_t index) {
+    const int64_t row = block * kBlockRows, column = index * kPanel;
+    if (row + kBlockRows > count || column + kPanel > width) {
+      finish_rows(found, row, count - row < kBlockRows ? count - row : kBlockRows, index);
+      return false;
     }
-    finish(0, kUnits);
+    sums = found;
+    low = rows.low + row;
+    step = rows.step + row;
+    for (int v = 0; v < 2; ++v) columns[v] = Columns(args, column + v * kWidth, kWidth);
+    results = static_cast<Output*>(args.output) + (first + row) * width + column;
+    return true;
   }
 
- private:
-  static constexpr int64_t kNoRow = INT64_MAX / 2;
-  static constexpr int64_t kUnits = 2 * kMatrixRows;  // rows of the two strips of a block
-  static constexpr int64_t kLines = kStepBytes / kLineBytes;
-
-  const uint8_t* panel_at(int64_t panel) const {
-    return reinterpret_cast<const uint8_t*>(args_.panels) + panel * panel_bytes_;
-  }
-
-  // What to ask memory for during the panels [begin, stop) of a task that ends with panel `end`.
-  void look_ahead(int64_t begin, int64_t stop, int64_t end) {
-    const int64_t size = (stop - begin) * panel_bytes_;
-    const uint8_t *last = panel_at(end), *ahead = panel_at(stop);
-    if (count_ <= kMatrixRows) ahead = panel_at(begin) + kNearBytes;
-    if (ahead > last) ahead = last;
-    ahead_ = ahead;
-    ahead_end_ = last - ahead < size ? last : ahead + size;
-    const int64_t tiles = (count_ + kMatrixRows - 1) / kMatrixRows;  // each pair passes by twice
-    lines_ = (kLines + tiles - 1) / tiles;
-  }
-
-  CTXFAST_INLINE void ask_ahead() {
-    for (int64_t i = 0; i < lines_ && ahead_ < ahead_end_; ++i, ahead_ += kLineBytes)
-      __builtin_prefetch(ahead_, 0, 2);
-  }
-
-  void multiply_panel(int64_t panel, int64_t row) {
-    const int64_t column = panel * kPanel, next = column + kStripColumns;
-    const BytePanel bytes = byte_panel(panel_at(panel), panel_bytes_ / kPanelRowBytes, tail_);
-    if (row + kMatrixRows >= count_) return multiply<false>(bytes, 0, {row, column}, {row, next});
-    multiply<true>(bytes, 0, {row, column}, {row + kMatrixRows, column});
-    if (next < args_.columns)
-      multiply<true>(bytes, kStripColumns, {row, next}, {row + kMatrixRows, next});
-  }
-
-  template <bool kTall>
-  CTXFAST_INLINE void multiply(const BytePanel& panel, int64_t column, Strip first, Strip second) {
-    const uint8_t* rows = rows_.bytes + row_offset(first.row, rows_.row_bytes);
-    const int64_t share = (kUnits + panel.steps - 1) / panel.steps;
-    int64_t unit = 0;
-    multiply_bytes<kTall>(rows, panel, column, sums_[1 - done_], [&](int64_t) {
-      ask_ahead();
-      const int64_t end = unit + share < kUnits ? unit + share : kUnits;
-      finish(unit, end);
-      unit = end;
-    });
-    done_ = 1 - done_;
-    strips_[0] = first;
-    strips_[1] = second;
-  }
-
-  // Rows [unit, end) of the strips of the block that was multiplied last.
-  CTXFAST_INLINE void finish(int64_t unit, int64_t end) const {
-    while (unit < end) {
-      const int64_t strip = unit / kMatrixRows, start = strip * kMatrixRows;
-      const int64_t stop = end < start + kMatrixRows ? end : start + kMatrixRows;
-      finish_rows(strips_[strip], unit - start, stop - start, sums_[done_] + strip * kStripSize);
-      unit = stop;
+  CTXFAST_INLINE void finish() {
+    const int32_t* from = sums;
+    Output* to = results;
+    const int64_t row = width;
+#pragma GCC unroll 4
+    for (int r = 0; r < kTurnRows; ++r, from += kBlockColumns, to += row) {
+      const auto result = [&](int v) {
+        return columns[v].template result<Output, kActivation>(from + v * kWidth, low[r], step[r]);
+      };
+      store_pair(to, result(0), result(1));
     }
+    sums = from;
+    low += kTurnRows;
+    step += kTurnRows;
+    results = to;
   }
-
-  CTXFAST_INLINE void finish_rows(Strip strip, int64_t r, int64_t end, const int32_t* sums) const {
-    const int64_t width = args_.columns, left = width - strip.column, rest = left - kWidth;
-    if (left <= 0) return;
-    if (strip.row + end > count_) end = count_ - strip.row;
-    const Columns columns(args_, strip.column, left), others(args_, strip.column + kWidth, rest);
-    Output* output =
-        static_cast<Output*>(args_.output) + (first_ + strip.row) * width + strip.column;
-    const float *low = rows_.low + strip.row, *step = rows_.step + strip.row;
-    for (; r < end; ++r) {
-      const int32_t* from = sums + r * kStripColumns;
-      Output* to = output + r * width;
-      columns.template finish<Output, kActivation>(from, low[r], step[r], to, left);
-      others.template finish<Output, kActivation>(from + kWidth, low[r], step[r], to + kWidth,
-                                                  rest);
-    }
-  }
-
-  const LinearInt8Args& args_;
-  const Rows& rows_;
-  const int64_t first_, count_;
-  const int64_t panel_bytes_ = (args_.depth + 3) / 4 * kPanelRowBytes;
-  const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
-  int64_t lines_ = 0;                             // of them, asked for after each step
-  Strip strips_[2] = {{kNoRow, 0}, {kNoRow, 0}};  // of the block to be finished
-  int done_ = 0;                                  // which of the sums are complete
-  alignas(64) int32_t sums_[2][2 * kStripSize];
-  alignas(64) uint8_t tail_[kStepBytes];
 };
 
 template <typename Output, Activation kActivation>
 void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
                      int64_t begin, int64_t end) {
-  Blocks<Output, kActivation>(args, rows, first, count).run(begin, end);
+  alignas(64) char space[kBlockStepBytes];
+  ManyRows<Output, kActivation> part = {{}, args, rows, first, count, space};
+  const int64_t all = (args.columns + kPanel - 1) / kPanel;
+  const int64_t last = end * kGroup < all ? end * kGroup : all;
+  const MatrixTiles tiles;
+  if (count <= kMatrixRows)
+    return multiply_few_rows<ByteTiles>(
+        reinterpret_cast<const char*>(rows.bytes), kGap, count, begin * kGroup, last,
+        [&](int64_t index) { return part.panel(index); },
+        [&](const int32_t* sums, int64_t row, int64_t here, int64_t index) {
+          part.finish_rows(sums, row, here, index);
+        });
+  PanelProduct<ManyRows<Output, kActivation>> product(
+      part, rows.bytes, rows.row_bytes / kMatrixBytes, (count + kBlockRows - 1) / kBlockRows,
+      rows.sums);
+  for (int64_t index = begin * kGroup; index < last; ++index) product.multiply(index);
+  product.finish();
 }
 #else
-// One tile of integer sums, for `with_tile`.
+constexpr int kPanelVectors = int(kPanel) / kWidth;
+
+// One tile of integer sums, for `with_tile`. Vectors beyond a panel's are the next panel's.
 struct Tile {
   const uint32_t *rows, *panel;
   int64_t words;
-  int32_t* sums;  // [kTileRows, kPanel]
+  int32_t* sums;  // [kTileRows, kGroup * kPanel]
 
   template <int kRows, int kColumns>
   void run() const {
     Vec<int32_t> sum[kRows][kColumns];
     clear_tile<int32_t>(sum);
-    multiply_tile<ByteProducts, kRows, kColumns>(rows, words, panel, kPanel, kWidth, words, sum);
+    for (int64_t k = 0; k < words; ++k) {
+      Vec<int32_t> right[kColumns];
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c)
+        right[c] = ByteProducts::load_words(panel + k * kPanel + c % kPanelVectors * kWidth +
+                                            c / kPanelVectors * words * kPanel);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c)
+          sum[r][c] = ByteProducts::multiply_add(rows[r * words + k], right[c], sum[r][c]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c)
-        *(VecOf<int32_t>::unaligned*)(sums + r * kPanel + c * kWidth) = sum[r][c];
+        *(VecOf<int32_t>::unaligned*)(sums + r * kGroup * kPanel + c * kWidth) = sum[r][c];
   }
 };
-
-// From the sums [rows, kPanel] of a tile to its results.
-template <typename Output, Activation kActivation>
-CTXFAST_INLINE void finish_tile(const LinearInt8Args& args, const int32_t* sums, const float* low,
-                                const float* step, int rows, int64_t column, int64_t columns,
-                                Output* output) {
-  for (int64_t c = 0; c < columns; c += kWidth) {
-    const int64_t at = column + c, left = columns - c;
-    const Columns vector(args, at, left);
-    for (int r = 0; r < rows; ++r)
-      vector.finish<Output, kActivation>(sums + r * kPanel + c, low[r], step[r],
-                                         output + r * args.columns + at, left);
-  }
-}
 
 template <typename Output, Activation kActivation>
 void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
                      int64_t begin, int64_t end) {
+  constexpr int64_t kColumns = kGroup * kPanel;
+  static_assert(kPanelVectors % kTileColumns == 0 || kTileColumns % kPanelVectors == 0,
+                "a tile begins where a panel does, or within one");
   const int64_t words = rows.row_bytes / 4;
   const uint32_t* inputs = reinterpret_cast<const uint32_t*>(rows.bytes);
-  alignas(64) int32_t sums[kTileRows * kPanel];
-  for (int64_t panel = begin; panel < end; ++panel) {
-    const int64_t column = panel * kPanel;
-    const int64_t columns = args.columns - column < kPanel ? args.columns - column : kPanel;
+  alignas(64) int32_t sums[kTileRows * kColumns];
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t column = group * kColumns;
+    const int64_t columns = args.columns - column < kColumns ? args.columns - column : kColumns;
     const int vectors = int((columns + kWidth - 1) / kWidth);
-    const uint32_t* weight = (const uint32_t*)args.panels + panel * words * kPanel;
+    const uint32_t* weight = (const uint32_t*)args.panels + group * words * kColumns;
     for (int64_t row = 0; row < count;) {
       const int step = next_rows(count - row);
       for (int c = 0; c < vectors; c += kTileColumns) {
-        const Tile tile = {inputs + row * words, weight + c * kWidth, words, sums + c * kWidth};
+        const Tile tile = {inputs + row * words,
+                           weight + c / kPanelVectors * words * kPanel + c % kPanelVectors * kWidth,
+                           words, sums + c * kWidth};
         with_tile(step, vectors - c < kTileColumns ? vectors - c : kTileColumns, tile);
       }
       finish_tile<Output, kActivation>(
-          args, sums, rows.low + row, rows.step + row, step, column, columns,
+          args, sums, kColumns, rows.low + row, rows.step + row, step, column, columns,
           static_cast<Output*>(args.output) + (first + row) * args.columns);
       row += step;
     }
@@ -263,7 +236,7 @@ void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first
 }
 #endif
 
-// Rows [first, first + count), already quantised, by the panels [begin, end).
+// Rows [first, first + count), already quantised, by the groups of panels [begin, end).
 using Multiply = void (*)(const LinearInt8Args&, const Rows&, int64_t, int64_t, int64_t, int64_t);
 
 template <typename Output>
@@ -277,10 +250,11 @@ Multiply multiply_for(Activation activation) {
 // Tasks are blocks of rows, as equal as possible; too few blocks are divided among columns too, and
 // their rows quantised once for each division.
 struct Tasks {
-  int64_t rows, blocks, panels, divisions;
+  int64_t rows, blocks, groups, divisions;
 
   explicit Tasks(const LinearInt8Args& args) {
-    const int64_t all = (args.columns + kPanel - 1) / kPanel, threads = args.threads;
+    const int64_t all = (args.columns + kGroup * kPanel - 1) / (kGroup * kPanel);
+    const int64_t threads = args.threads;
     const int64_t fitting = kByteLimit / args.depth / kRowGroup * kRowGroup;
     const int64_t limit = fitting < kRowGroup   ? kRowGroup
                           : fitting > kRowLimit ? kRowLimit
@@ -292,7 +266,7 @@ struct Tasks {
     rows = (args.rows + blocks - 1) / blocks;
     rows = (rows + kRowGroup - 1) / kRowGroup * kRowGroup;
     blocks = (args.rows + rows - 1) / rows;
-    panels = (all + divisions - 1) / divisions;
+    groups = (all + divisions - 1) / divisions;
   }
 };
 
@@ -300,20 +274,24 @@ template <typename Input, typename Output>
 Status run(const LinearInt8Args& args) {
   const Tasks tasks(args);
   const Multiply multiply = multiply_for<Output>(args.activation);
-  const int64_t bytes = row_bytes(args.depth), all = (args.columns + kPanel - 1) / kPanel;
+  const int64_t bytes = row_bytes(args.depth);
+  const int64_t all = (args.columns + kGroup * kPanel - 1) / (kGroup * kPanel);
   int32_t failed = 0;
   parallel_for(args.threads, tasks.blocks * tasks.divisions, 1, [&](int64_t task, int64_t) {
-    auto* scratch = static_cast<uint8_t*>(thread_scratch(tasks.rows * (bytes + 2 * sizeof(float))));
+    const int64_t sums = sum_count(tasks.rows);
+    auto* scratch = static_cast<uint8_t*>(thread_scratch(size_t(
+        tasks.rows * (bytes + 2 * int64_t(sizeof(float))) + sums * int64_t(sizeof(int32_t)))));
     if (scratch == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-    float* scales = reinterpret_cast<float*>(scratch + tasks.rows * bytes);
-    const Rows rows = {scratch, bytes, scales, scales + tasks.rows};
+    auto* memory = reinterpret_cast<int32_t*>(scratch + tasks.rows * bytes);
+    float* scales = reinterpret_cast<float*>(memory + sums);
+    const Rows rows = {scratch, bytes, scales, scales + tasks.rows, memory};
     const int64_t first = task / tasks.divisions * tasks.rows;
     const int64_t count = args.rows - first < tasks.rows ? args.rows - first : tasks.rows;
     for (int64_t row = 0; row < count; ++row)
       quantize_row(static_cast<const Input*>(args.input) + (first + row) * args.input_stride,
                    args.depth, rows.bytes + row_offset(row, bytes), rows.low + row,
                    rows.step + row);
-    const int64_t begin = task % tasks.divisions * tasks.panels, end = begin + tasks.panels;
+    const int64_t begin = task % tasks.divisions * tasks.groups, end = begin + tasks.groups;
     multiply(args, rows, first, count, begin, end < all ? end : all);
   });
   Status status;

@@ -15,7 +15,7 @@ struct LinearInt8Args {
   Dtype input_dtype, output_dtype;  // float32 or bfloat16
   const void* input;
   int64_t input_stride;  // from row to row
-  const int8_t* panels;  // q: [columns / 64, depth / 4, 64, 4], both rounded up, padded with 0
+  const int8_t* panels;  // q: [columns / 32, depth / 4, 32, 4], both rounded up, padded with 0
   const float* scales;   // [columns]
   const float* sums;     // [columns]: of weight[n, :]
   const float* bias;     // [columns] or nullptr

@@ -2,7 +2,7 @@
 // largest value of the row (Dettmers et al. 2022).
 #pragma once
 
-#include "cpu/amx_int8.h"
+#include "cpu/amx_panel.h"
 #include "cpu/matrix_tile.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -12,19 +12,21 @@ constexpr int kWidth = kLanes<float>;
 
 // How the bytes of a task's rows lie: 64 of one row, then those of `gap` bytes further, and so on.
 #if defined(CTXFAST_AMX)
-constexpr int64_t kRowGroup = kMatrixRows, kGap = kTileBytes;
+constexpr int64_t kRowGroup = kBlockRows, kGap = 2 * kTileBytes;
 constexpr int64_t kByteLimit = 1 << 20;  // of a task's rows: half of the second cache level
 constexpr int64_t row_bytes(int64_t depth) {
   return (depth + kMatrixBytes - 1) / kMatrixBytes * kMatrixBytes;
 }
 constexpr int64_t row_offset(int64_t row, int64_t bytes) {
-  return row / kMatrixRows * kMatrixRows * bytes + row % kMatrixRows * kMatrixBytes;
+  return row / kBlockRows * kBlockRows * bytes + row % kBlockRows * kMatrixBytes;
 }
+constexpr int64_t sum_count(int64_t rows) { return (rows + 2 * kBlockRows) * kBlockColumns; }
 #else
 constexpr int64_t kRowGroup = kTileRows, kGap = 64;
 constexpr int64_t kByteLimit = 1 << 19;  // of a task's rows: half of the second cache level
 constexpr int64_t row_bytes(int64_t depth) { return (depth + 3) / 4 * 4; }
 constexpr int64_t row_offset(int64_t row, int64_t bytes) { return row * bytes; }
+constexpr int64_t sum_count(int64_t) { return 0; }
 #endif
 constexpr int64_t kPiece = 64;  // bytes of a row that lie together
 
@@ -33,6 +35,7 @@ struct Rows {
   uint8_t* bytes;
   int64_t row_bytes;
   float *low, *step;
+  int32_t* sums;  // memory for `sum_count` of them
 };
 
 // To the nearest integer, ties to even. By instruction where there is one: a fused multiply-add in

@@ -21,7 +21,7 @@ _MAX_DEPTH = (2**31 - 1) // (255 * 127)  # sums stay in 32 bits
 class QuantizedWeight(NamedTuple):
     """A weight [N, K] of 8-bit integers.
 
-    panels: int8 [N / 64, K / 4, 64, 4], both rounded up: the order in which the kernel reads it
+    panels: int8 [N / 32, K / 4, 32, 4], both rounded up: the order in which the kernel reads it
     scales: float32 [N];  sums: float32 [N], of the rounded weight along K;  in_features: K
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctxfast.reference.linear import ACTIVATIONS
 
-_COLUMNS, _DEPTH = 64, 4  # of a panel; neighbours along the depth, which one instruction multiplies
+_COLUMNS, _DEPTH = 32, 4  # of a panel; neighbours along the depth, which one instruction multiplies
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack_weight(q: Tensor) -> Tensor:
-    """q [N, K] in the order in which a CPU reads it: [N / 64, K / 4, 64, 4], both rounded up, padded with 0."""
+    """q [N, K] in the order in which a CPU reads it: [N / 32, K / 4, 32, 4], both rounded up, padded with 0."""
     n, k = q.shape
     padded = F.pad(q, (0, -k % _DEPTH, 0, -n % _COLUMNS))
     panels = padded.view(-1, _COLUMNS, padded.shape[1] // _DEPTH, _DEPTH)

@@ -90,6 +90,23 @@ def test_matrix_tiles_change_no_bit(rows, shape, dtype, output):
         _native.set_isa(before)
 
 
+def test_narrow_gelu_over_its_range(isa):
+    """With a weight of zeros the result is the activation of the bias."""
+    z = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, -1e30, 1e30, 3e38])])
+    weight = ops.quantize_weight(torch.zeros(len(z), 1))
+    with only("native"):
+        y = ops.linear_int8(torch.ones(1, 1), weight, z, activation="gelu", dtype=torch.bfloat16)
+    exact = torch.special.ndtr(z.double()) * z.double()
+    bound = 4e-6 + 2.0**-13 * exact.abs()
+    bound += torch.finfo(torch.bfloat16).eps / 2 * (exact.abs() + bound)
+    assert float(((y[0].double() - exact).abs() / bound).max()) <= 1.0
+    assert y[0, z == 0].eq(0).all()
+    inf = torch.tensor([float("-inf"), float("nan"), float("inf")])
+    weight = ops.quantize_weight(torch.zeros(3, 1))
+    y = ops.linear_int8(torch.ones(1, 1), weight, inf, activation="gelu", dtype=torch.bfloat16)
+    assert y[0, :2].isnan().all() and y[0, 2].isinf()
+
+
 def test_native_rounds_rows_as_specified(isa):
     """With the identity as weight the result is the rounded input itself."""
     k = 100
