@@ -20,33 +20,6 @@
 
 CTXFAST_NAMESPACE_BEGIN
 
-// sums[r] += the first `depth` elements of row r of a step of a block, 8 at a time in float.
-CTXFAST_INLINE void add_rows(const SplitSource& a, const float* from, SplitExtent there,
-                             double* sums) {
-  const auto add = [&](Vec<float>(&x)[8], double* to) {
-#pragma GCC unroll 3
-    for (int half = 4; half > 0; half /= 2)
-#pragma GCC unroll 4
-      for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    store(to, load(to) + (Vec<double>)_mm512_cvtps_pd(_mm512_castps512_ps256(x[0])));
-    store(to + 8, load(to + 8) + (Vec<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps(x[0], 1)));
-  };
-  for (int64_t i = 0; i < kSplitBlock; i += 16)
-    for (int64_t k = 0; k < kSplitStep && k < there.depth; k += 8) {
-      Vec<float> x[16] = {};
-      const float* first = from + i * a.stride + k * a.depth_stride;
-      if (a.depth_stride == 1) {
-        load_transposed(first, a.stride, there.depth - k < 8 ? there.depth - k : 8, there.count - i,
-                        x);
-      } else {
-#pragma GCC unroll 8
-        for (int d = 0; d < 8; ++d)
-          x[d] = load_n(first + d * a.depth_stride, k + d < there.depth ? there.count - i : 0);
-      }
-      add(reinterpret_cast<Vec<float>(&)[8]>(x), sums + i);
-    }
-}
-
 struct SplitProduct {
   static constexpr int64_t kPieceSteps = 512 / kSplitStep;  // of a piece of the depth, at most
   static constexpr int64_t kLastSteps = 768 / kSplitStep;   // that stay in one piece
@@ -104,7 +77,7 @@ struct SplitProduct {
         steps(ceiling(args.depth, kSplitStep)),
         pieces(steps <= kLastSteps ? 1 : ceiling(steps, kPieceSteps)),
         piece_steps(ceiling(steps, pieces)) {
-    const int64_t most = kPortionBytes / (piece_steps * kSplitStepBytes);
+    const int64_t most = kPortionBytes / block_bytes();
     portion_blocks = ceiling(column_blocks, ceiling(column_blocks, most));
     portion_pieces = smaller(pieces, most / portion_blocks);
   }
@@ -192,43 +165,63 @@ struct SplitProduct {
     return largest;
   }
 
-  // Blocks [first, last) of rows by blocks [from, to) of columns, a piece of the depth after the
-  // other.
-  CTXFAST_NOINLINE void multiply(int64_t first, int64_t last, int64_t from, int64_t to) {
-    const int64_t count = last - first, width = to - from,
-                  turns = (end_piece - begin_piece) * width;
-    const int64_t block_bytes = piece_steps * kSplitStepBytes;
-    char* rows =
-        static_cast<char*>(thread_scratch(size_t((count + 2) * block_bytes + kSplitStepBytes)));
-    if (rows == nullptr) return __atomic_store_n(&out_of_memory, 1, __ATOMIC_RELAXED);
-    alignas(64) double row_sums[kMostBlocks * kSplitBlock] = {};
-    const bool summing = args.row_sums != nullptr && from == 0;
-    Vec<float> largest = {};
-    SplitColumns columns(b);
-    SplitResults results(args, linear, finish, pieces);
-    const auto piece_of = [&](int64_t turn) { return begin_piece + turn / width; };
-    const auto block_of = [&](int64_t turn) { return from + turn % width; };
-    const auto split_of = [&](int64_t turn) {
-      return portion != nullptr ? portion_at(piece_of(turn), block_of(turn))
-                                : rows + (count + turn % 2) * block_bytes;
-    };
-    const auto begin_columns = [&](int64_t turn) {
-      const int64_t next = smaller(turn + 1, turns - 1), piece = piece_of(turn);
-      columns.begin(columns_at(piece, block_of(turn)), columns_at(piece_of(next), block_of(next)),
-                    extent_at(piece, block_of(turn)), steps_of(piece), split_of(turn));
-    };
-    if (portion == nullptr) begin_columns(0);
-    const MatrixTiles tiles;
-    for (int64_t turn = 0; turn < turns; ++turn) {
-      columns.finish();
-      const int64_t piece = piece_of(turn), block = block_of(turn), in_piece = steps_of(piece);
-      if (block == from)
-        largest = pack_rows(first, last, piece, rows, summing ? row_sums : nullptr, largest);
-      const char* ahead = split_of(turn) + in_piece * kSplitStepBytes;
-      if (portion == nullptr && turn + 1 < turns) begin_columns(turn + 1);
-      const int64_t pauses = in_piece * kSplitPauses, all_pauses = count * pauses;
+  // A chunk of the rows, blocks [first, last), by blocks [from, to) of columns: turn by turn a
+  // piece of the depth of a block of columns.
+  struct Chunk {
+    SplitProduct& product;
+    const int64_t first, last, from, to;
+    char* const rows;  // and behind them two blocks of columns
+    const int64_t count = last - first, width = to - from;
+    SplitColumns columns{product.b};
+    SplitResults results{product.args, product.linear, product.finish, product.pieces};
+
+    int64_t piece_of(int64_t turn) const { return product.begin_piece + turn / width; }
+    int64_t block_of(int64_t turn) const { return from + turn % width; }
+    char* split_of(int64_t turn) const {
+      if (product.portion != nullptr) return product.portion_at(piece_of(turn), block_of(turn));
+      return rows + (count + turn % 2) * product.block_bytes();
+    }
+
+    void begin_columns(int64_t turn, int64_t next) {
+      const int64_t piece = piece_of(turn), block = block_of(turn);
+      columns.begin(product.columns_at(piece, block),
+                    product.columns_at(piece_of(next), block_of(next)),
+                    product.extent_at(piece, block), product.steps_of(piece), split_of(turn));
+    }
+
+    void run() {
+      const int64_t turns = (product.end_piece - product.begin_piece) * width;
+      const bool splits = product.portion == nullptr;
+      alignas(64) double row_sums[kMostBlocks * kSplitBlock] = {};
+      const bool summing = product.args.row_sums != nullptr && from == 0;
+      Vec<float> largest = {};
+      if (splits) begin_columns(0, smaller(1, turns - 1));
+      const MatrixTiles tiles;
+      for (int64_t turn = 0; turn < turns; ++turn) {
+        columns.finish();
+        if (turn % width == 0)
+          largest = product.pack_rows(first, last, piece_of(turn), rows,
+                                      summing ? row_sums : nullptr, largest);
+        if (splits && turn + 1 < turns) begin_columns(turn + 1, smaller(turn + 2, turns - 1));
+        multiply(turn);
+      }
+      results.finish();
+      note(largest, &product.largest_a);
+      note(columns.largest(), &product.largest_b);
+      if (summing)
+        product.add_row_sums(first * kSplitBlock, smaller(last * kSplitBlock, product.args.rows),
+                             row_sums);
+    }
+
+    // All rows by a block of columns. In the pauses, evenly: the results of the block before, and
+    // of the next columns what there is to split or to bring from the last cache level.
+    CTXFAST_NOINLINE void multiply(int64_t turn) {
+      const int64_t piece = piece_of(turn), steps = product.steps_of(piece);
+      const int64_t pauses = steps * kSplitPauses, all_pauses = count * pauses;
+      const char* split = split_of(turn);
+      const char* ahead = split + steps * kSplitStepBytes;
       const int64_t units = columns.left();
-      const int64_t lines = portion == nullptr ? 0 : in_piece * kSplitStepBytes / 64;
+      const int64_t lines = product.portion == nullptr ? 0 : steps * kSplitStepBytes / 64;
       int64_t units_due = 0, lines_due = 0;
       for (int64_t i = 0; i < count; ++i) {
         int64_t rows_due = 0;
@@ -240,17 +233,21 @@ struct SplitProduct {
           for (lines_due += lines; lines_due >= all_pauses; lines_due -= all_pauses, ahead += 64)
             __builtin_prefetch(ahead, 0, 2);
         };
-        multiply_blocks(rows + i * in_piece * kSplitStepBytes, split_of(turn), in_piece,
-                        results.next(first + i, block), beside);
+        multiply_blocks(rows + i * steps * kSplitStepBytes, split, steps,
+                        results.next(first + i, block_of(turn)), beside);
         results.finish();
-        results.begin(first + i, block, piece);
+        results.begin(first + i, block_of(turn), piece);
       }
     }
-    results.finish();
-    note(largest, &largest_a);
-    note(columns.largest(), &largest_b);
-    if (summing)
-      add_row_sums(first * kSplitBlock, smaller(last * kSplitBlock, args.rows), row_sums);
+  };
+
+  int64_t block_bytes() const { return piece_steps * kSplitStepBytes; }
+
+  CTXFAST_NOINLINE void multiply(int64_t first, int64_t last, int64_t from, int64_t to) {
+    char* rows = static_cast<char*>(
+        thread_scratch(size_t((last - first + 2) * block_bytes() + kSplitStepBytes)));
+    if (rows == nullptr) return __atomic_store_n(&out_of_memory, 1, __ATOMIC_RELAXED);
+    Chunk{*this, first, last, from, to, rows}.run();
   }
 
   void add_row_sums(int64_t first, int64_t last, const double* found) const {
@@ -288,9 +285,7 @@ struct SplitProduct {
     best.chunks = smaller(best.chunks, row_blocks);
     return best;
   }
-  int64_t most_blocks() const {
-    return larger(smaller(kMostBlocks, kRowBytes / (piece_steps * kSplitStepBytes)), 1);
-  }
+  int64_t most_blocks() const { return smaller(kMostBlocks, kRowBytes / block_bytes()); }
 
   // What lies between the begin and the end of blocks and pieces.
   void run_part() {
