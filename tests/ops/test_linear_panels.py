@@ -46,7 +46,7 @@ def check(
     assert_matches(found, eager, exact, rounding=rounding)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100, 201, 300, 600])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100, 201, 300, 800])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) -> None:
@@ -61,6 +61,11 @@ def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) 
     ):
         for extras in (False, True):
             check(rows, depth, columns, activation, dtype, extras)
+
+
+@pytest.mark.parametrize("rows", [300, 800])
+def test_a_weight_larger_than_what_is_split_at_a_time(rows: int) -> None:
+    check(rows, 3072, 770, "gelu", torch.float32, True)
 
 
 FEW, MANY = (1, 2, 13, 14, 15, 32, 33, 48), (50, 64, 65, 97, 300, 513)
