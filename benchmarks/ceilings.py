@@ -1,9 +1,10 @@
 """What this machine can do, measured in the same run: matrix products by dtype, and memory bandwidth.
 
-The GEMM ceiling is the best rate of a BERT-base linear over several row counts through the oneDNN that torch carries,
-weights packed once; beside it stands the rate of torch's default path (`F.linear`), which on a GPU is all there is. A
-workload's limit is the time that its arithmetic takes at the GEMM ceiling or its memory traffic at the bandwidth,
-whichever is longer (roofline, Williams et al. 2009).
+The GEMM ceiling is the best rate that anyone reaches with a BERT-base linear over several row counts: the oneDNN that
+torch carries and `ctxfast.ops.linear`, both with weights packed once, and torch's default path (`F.linear`), which on a
+GPU is all there is. The own path is among them because its float32 products on AMX, sums of exact bfloat16 products,
+are faster than any float32 arithmetic. A workload's limit is the time that its arithmetic takes at the GEMM ceiling or
+its memory traffic at the bandwidth, whichever is longer (roofline, Williams et al. 2009).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctxfast import ops
+from ctxfast.ops import _native_linear
+
 from .case import CPU, DTYPES
 from .timing import clock_of
 
@@ -29,7 +33,7 @@ WORKING_SETS = {"cpu": (4, 32, 256), "cuda": (16, 1024)}
 
 @dataclass(frozen=True)
 class Ceilings:
-    """gemm[dtype][path][rows] in GFLOP/s, paths "oneDNN" and "torch"; bandwidth[MiB] in GB/s of reads."""
+    """gemm[dtype][path][rows] in GFLOP/s, paths "ctxfast", "oneDNN" and "torch"; bandwidth[MiB] in GB/s of reads."""
 
     gemm: dict[str, dict[str, dict[int, float]]]
     bandwidth: dict[int, float]
@@ -119,6 +123,12 @@ def packed_linear(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor],
     return lambda x: run(x, packed, bias, "none", [], "")
 
 
+def own_linear(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """F.linear by ctxfast with the weight packed once; inference only."""
+    packed = _native_linear.pack(weight)
+    return lambda x: ops.linear(x, weight, bias, packed=packed)
+
+
 def measure(device: torch.device = CPU, *, quick: bool = False) -> Ceilings:
     """Measure every ceiling with torch's present number of threads; quick: fewer and shorter measurements."""
     on_cpu = device.type == "cpu"
@@ -132,6 +142,8 @@ def measure(device: torch.device = CPU, *, quick: bool = False) -> Ceilings:
             rates: dict[str, dict[int, float]] = {"torch": {}}
             if on_cpu and onednn_available():
                 rates["oneDNN"] = {}
+            if on_cpu and all(_native_linear.pack_refuses(dtype, k) is None for _, k in SHAPES):
+                rates["ctxfast"] = {}
             for rows in counts[:2] if quick else counts:
                 for path, by_rows in rates.items():
                     by_rows[rows] = max(
@@ -160,11 +172,14 @@ def _gemm_rate(
     weight = torch.randn(shape, generator=generator).to(device, dtype)
     bias = torch.zeros(shape[0], dtype=dtype, device=device)
     x = torch.randn(rows, shape[1], generator=generator).to(device, dtype)
+    linear: Callable[[Tensor], Tensor]
     if path == "oneDNN":
         linear = packed_linear(weight, bias, rows)
-        best = _best_time(lambda: linear(x), seconds, device)
+    elif path == "ctxfast":
+        linear = own_linear(weight, bias)
     else:
-        best = _best_time(lambda: F.linear(x, weight, bias), seconds, device)
+        linear = partial(F.linear, weight=weight, bias=bias)
+    best = _best_time(lambda: linear(x), seconds, device)
     return 2.0 * rows * shape[0] * shape[1] / best / 1e9
 
 

@@ -3,53 +3,29 @@
 // For Higher-Precision Computations", 2019). Of the nine products of parts the six largest are
 // summed; the others are below the rounding of a float product.
 //
-// All threads pack a portion of B; then each of them packs blocks of the rows of A for its own
-// second cache level and multiplies them with that portion. An element is a sum of sums over pieces
-// of the depth, whose rounding errors do not grow with the depth. The order depends on the depth
-// alone.
+// A thread packs a chunk of the rows of A for its second cache level, and blocks of the columns of
+// B meet it one after the other. Where few chunks meet B, a thread splits the next block while the
+// tiles multiply; where many do, all threads split a portion of B first, for the last cache level.
+// Tiles leave the vector units idle: results are finished in their pauses too.
+//
+// An element is a sum of sums over pieces of the depth, whose rounding errors do not grow with the
+// depth. The order depends on the depth alone.
 #pragma once
 
-#include "cpu/amx_linear.h"
 #include "cpu/amx_split_block.h"
-#include "cpu/matrix_product.h"
+#include "cpu/amx_split_results.h"
 #include "cpu/parallel.h"
 
 #if defined(CTXFAST_AMX)
 
 CTXFAST_NAMESPACE_BEGIN
 
-// sums[r] += the first `depth` elements of row r of a step of a block, 8 at a time in float.
-CTXFAST_INLINE void add_rows(const SplitSource& a, const float* from, SplitExtent there,
-                             double* sums) {
-  const auto add = [&](Vec<float>(&x)[8], double* to) {
-#pragma GCC unroll 3
-    for (int half = 4; half > 0; half /= 2)
-#pragma GCC unroll 4
-      for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    store(to, load(to) + (Vec<double>)_mm512_cvtps_pd(_mm512_castps512_ps256(x[0])));
-    store(to + 8, load(to + 8) + (Vec<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps(x[0], 1)));
-  };
-  for (int64_t i = 0; i < kSplitBlock; i += 16)
-    for (int64_t k = 0; k < kSplitStep && k < there.depth; k += 8) {
-      Vec<float> x[16] = {};
-      const float* first = from + i * a.stride + k * a.depth_stride;
-      if (a.depth_stride == 1) {
-        load_transposed(first, a.stride, there.depth - k < 8 ? there.depth - k : 8, there.count - i,
-                        x);
-      } else {
-#pragma GCC unroll 8
-        for (int d = 0; d < 8; ++d)
-          x[d] = load_n(first + d * a.depth_stride, k + d < there.depth ? there.count - i : 0);
-      }
-      add(reinterpret_cast<Vec<float>(&)[8]>(x), sums + i);
-    }
-}
-
 struct SplitProduct {
-  static constexpr int64_t kPieceSteps = 512 / kSplitStep, kPortionBytes = 8 << 20;
-  static constexpr int64_t kMostBlocks = 8;    // of rows that a thread packs at a time
-  static constexpr int64_t kFewestBlocks = 2;  // where smaller ones occupy more threads
-  static constexpr int64_t kItemsPerThread = 2;
+  static constexpr int64_t kPieceSteps = 512 / kSplitStep;  // of a piece of the depth, at most
+  static constexpr int64_t kLastSteps = 768 / kSplitStep;   // that stay in one piece
+  static constexpr int64_t kMostBlocks = 8;                 // of rows that a thread packs at a time
+  static constexpr int64_t kRowBytes = 5 << 18;  // of them: the most of the second cache level
+  static constexpr int64_t kPortionBytes = 8 << 20;
 
   const MatrixProductArgs args;
   const SplitSource a, b;
@@ -58,9 +34,11 @@ struct SplitProduct {
   const LinearFinish finish = nullptr;
   int64_t row_blocks, column_blocks, steps;
   int64_t pieces, piece_steps;  // of the depth, as equal as possible
-  // The portion of B that is packed at a time, [pieces][blocks][steps], and where it goes.
+
+  // The portion of B that is split at a time, [pieces][blocks][steps], and where it goes; null
+  // where each chunk splits what it meets.
   int64_t portion_blocks, portion_pieces;
-  char* packed = nullptr;
+  char* portion = nullptr;
   int64_t begin_block = 0, end_block = 0, begin_piece = 0, end_piece = 0;
 
   uint32_t largest_a = 0, largest_b = 0;  // magnitude, as bits
@@ -97,29 +75,23 @@ struct SplitProduct {
         row_blocks(ceiling(args.rows, kSplitBlock)),
         column_blocks(ceiling(args.columns, kSplitBlock)),
         steps(ceiling(args.depth, kSplitStep)),
-        pieces(ceiling(steps, kPieceSteps)),
+        pieces(steps <= kLastSteps ? 1 : ceiling(steps, kPieceSteps)),
         piece_steps(ceiling(steps, pieces)) {
-    const int64_t most = kPortionBytes / (piece_steps * kSplitStepBytes);
+    const int64_t most = kPortionBytes / block_bytes();
     portion_blocks = ceiling(column_blocks, ceiling(column_blocks, most));
     portion_pieces = smaller(pieces, most / portion_blocks);
   }
 
-  // What is packed must be used often enough.
+  // What is split must be used often enough.
   static bool pays(const MatrixProductArgs& args) {
     return args.rows >= 64 && args.columns >= kSplitBlock && args.depth >= kSplitStep;
   }
-  // With few rows the time is that of splitting the weight.
   static bool pays(const LinearArgs& args) {
-    return args.rows >= 256 && args.rows * args.columns * args.depth >= (1 << 20);
+    return args.rows > 48 && args.rows * args.columns * args.depth >= (1 << 20);
   }
 
-  int64_t blocks() const { return end_block - begin_block; }
   int64_t steps_of(int64_t piece) const {
     return smaller(piece_steps, steps - piece * piece_steps);
-  }
-  char* packed_at(int64_t piece, int64_t block) const {
-    const int64_t before = (piece - begin_piece) * piece_steps * blocks();
-    return packed + (before + (block - begin_block) * steps_of(piece)) * kSplitStepBytes;
   }
 
   // largest = max(largest, found), whichever thread comes first
@@ -132,49 +104,43 @@ struct SplitProduct {
     }
   }
 
-  // Steps [first, last) of blocks [from, to) of columns. Where each goes is asked for while the one
-  // before it is packed: the portion lies in the last cache level.
-  void pack_columns(int64_t first, int64_t last, int64_t from, int64_t to) {
-    Vec<float> largest = {};
-    in_order(b, to - from, last - first, [&](int64_t block, int64_t step) {
-      block += from;
+  // A block of columns of the portion.
+  char* portion_at(int64_t piece, int64_t block) const {
+    const int64_t blocks = end_block - begin_block;
+    const int64_t before = (piece - begin_piece) * piece_steps * blocks;
+    return portion + (before + (block - begin_block) * steps_of(piece)) * kSplitStepBytes;
+  }
+
+  // A step of a piece of the depth of a block.
+  const float* columns_at(int64_t piece, int64_t block, int64_t step = 0) const {
+    return b.block(block, (piece * piece_steps + step) * kSplitStep);
+  }
+  SplitExtent extent_at(int64_t piece, int64_t block, int64_t step = 0) const {
+    return {args.columns - block * kSplitBlock,
+            args.depth - (piece * piece_steps + step) * kSplitStep};
+  }
+
+  // Fills the portion in the order in which B lies in memory.
+  void split_portion() {
+    const int64_t blocks = end_block - begin_block, first = begin_piece * piece_steps;
+    const int64_t count = smaller(end_piece * piece_steps, steps) - first;
+    const auto split = [&](int64_t block, int64_t step, SplitColumns& columns) {
+      block += begin_block;
       step += first;
       const int64_t piece = step / piece_steps;
-      const int64_t column = block * kSplitBlock, k = step * kSplitStep;
-      char* out = packed_at(piece, block) + step % piece_steps * kSplitStepBytes;
-      const char* next = out + (b.by_blocks() ? 1 : steps_of(piece)) * kSplitStepBytes;
-      for (int64_t byte = 0; byte < kSplitStepBytes; byte += 64)
-        __builtin_prefetch(next + byte, 0, 2);
-      largest = pack_column_step(b, b.block(block, k), {args.columns - column, args.depth - k}, out,
-                                 largest);
+      step %= piece_steps;
+      const float* from = columns_at(piece, block, step);
+      columns.begin(from, from + (b.by_blocks() ? kSplitStep * b.depth_stride : b.block_stride),
+                    extent_at(piece, block, step), 1,
+                    portion_at(piece, block) + step * kSplitStepBytes);
+      columns.finish();
+    };
+    parallel_for(args.threads, b.by_blocks() ? blocks : count, 1, [&](int64_t item, int64_t) {
+      SplitColumns columns(b);
+      for (int64_t i = 0; i < (b.by_blocks() ? count : blocks); ++i)
+        b.by_blocks() ? split(item, i, columns) : split(i, item, columns);
+      note(columns.largest(), &largest_b);
     });
-    note(largest, &largest_b);
-  }
-
-  void pack_portion() {
-    const int64_t first = begin_piece * piece_steps, last = smaller(end_piece * piece_steps, steps);
-    if (b.by_blocks()) {
-      parallel_for(args.threads, blocks(), 1, [&](int64_t item, int64_t) {
-        pack_columns(first, last, begin_block + item, begin_block + item + 1);
-      });
-    } else {
-      parallel_for(args.threads, last - first, 1, [&](int64_t item, int64_t) {
-        pack_columns(first + item, first + item + 1, begin_block, end_block);
-      });
-    }
-  }
-
-  // Calls visit(block, step) for all of them, in the order in which they lie in memory.
-  template <typename Visit>
-  static CTXFAST_INLINE void in_order(const SplitSource& source, int64_t blocks, int64_t steps,
-                                      const Visit& visit) {
-    if (source.by_blocks()) {
-      for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t step = 0; step < steps; ++step) visit(block, step);
-    } else {
-      for (int64_t step = 0; step < steps; ++step)
-        for (int64_t block = 0; block < blocks; ++block) visit(block, step);
-    }
   }
 
   // [blocks][steps] of a piece; adds to row_sums unless it is null.
@@ -189,35 +155,99 @@ struct SplitProduct {
           pack_row_step(a, from, there, out + (block * count + step) * kSplitStepBytes, largest);
       if (row_sums != nullptr) add_rows(a, from, there, row_sums + block * kSplitBlock);
     };
-    in_order(a, last - first, count, pack);
+    if (a.by_blocks()) {
+      for (int64_t block = 0; block < last - first; ++block)
+        for (int64_t step = 0; step < count; ++step) pack(block, step);
+    } else {
+      for (int64_t step = 0; step < count; ++step)
+        for (int64_t block = 0; block < last - first; ++block) pack(block, step);
+    }
     return largest;
   }
 
-  // Blocks [first, last) of rows by blocks [from, to) of columns.
-  CTXFAST_NOINLINE void multiply(int64_t first, int64_t last, int64_t from, int64_t to) {
-    const int64_t count = last - first;
-    char* rows =
-        static_cast<char*>(thread_scratch(size_t((count * piece_steps + 1) * kSplitStepBytes)));
-    if (rows == nullptr) return __atomic_store_n(&out_of_memory, 1, __ATOMIC_RELAXED);
-    alignas(64) double row_sums[kMostBlocks * kSplitBlock] = {};
-    const bool summing = args.row_sums != nullptr && from == 0;
-    Vec<float> largest = {};
-    const MatrixTiles tiles;
-    for (int64_t piece = begin_piece; piece < end_piece; ++piece) {
-      largest = pack_rows(first, last, piece, rows, summing ? row_sums : nullptr, largest);
-      const int64_t piece_bytes = steps_of(piece) * kSplitStepBytes;
-      const int64_t lines = ceiling(kSplitStepBytes / 64, count);
-      for (int64_t block = from; block < to; ++block) {
-        const char* columns = packed_at(piece, block);
-        const char* ahead = columns + piece_bytes;
-        for (int64_t i = 0; i < count; ++i, ahead += lines * 64 * steps_of(piece))
-          multiply_block(rows + i * piece_bytes, columns, steps_of(piece), ahead, lines, first + i,
-                         block, piece);
+  // A chunk of the rows, blocks [first, last), by blocks [from, to) of columns: turn by turn a
+  // piece of the depth of a block of columns.
+  struct Chunk {
+    SplitProduct& product;
+    const int64_t first, last, from, to;
+    char* const rows;  // and behind them two blocks of columns
+    const int64_t count = last - first, width = to - from;
+    SplitColumns columns{product.b};
+    SplitResults results{product.args, product.linear, product.finish, product.pieces};
+
+    int64_t piece_of(int64_t turn) const { return product.begin_piece + turn / width; }
+    int64_t block_of(int64_t turn) const { return from + turn % width; }
+    char* split_of(int64_t turn) const {
+      if (product.portion != nullptr) return product.portion_at(piece_of(turn), block_of(turn));
+      return rows + (count + turn % 2) * product.block_bytes();
+    }
+
+    void begin_columns(int64_t turn, int64_t next) {
+      const int64_t piece = piece_of(turn), block = block_of(turn);
+      columns.begin(product.columns_at(piece, block),
+                    product.columns_at(piece_of(next), block_of(next)),
+                    product.extent_at(piece, block), product.steps_of(piece), split_of(turn));
+    }
+
+    void run() {
+      const int64_t turns = (product.end_piece - product.begin_piece) * width;
+      const bool splits = product.portion == nullptr;
+      alignas(64) double row_sums[kMostBlocks * kSplitBlock] = {};
+      const bool summing = product.args.row_sums != nullptr && from == 0;
+      Vec<float> largest = {};
+      if (splits) begin_columns(0, smaller(1, turns - 1));
+      const MatrixTiles tiles;
+      for (int64_t turn = 0; turn < turns; ++turn) {
+        columns.finish();
+        if (turn % width == 0)
+          largest = product.pack_rows(first, last, piece_of(turn), rows,
+                                      summing ? row_sums : nullptr, largest);
+        if (splits && turn + 1 < turns) begin_columns(turn + 1, smaller(turn + 2, turns - 1));
+        multiply(turn);
+      }
+      results.finish();
+      note(largest, &product.largest_a);
+      note(columns.largest(), &product.largest_b);
+      if (summing)
+        product.add_row_sums(first * kSplitBlock, smaller(last * kSplitBlock, product.args.rows),
+                             row_sums);
+    }
+
+    // All rows by a block of columns. In the pauses, evenly: the results of the block before, and
+    // of the next columns what there is to split or to bring from the last cache level.
+    CTXFAST_NOINLINE void multiply(int64_t turn) {
+      const int64_t piece = piece_of(turn), steps = product.steps_of(piece);
+      const int64_t pauses = steps * kSplitPauses, all_pauses = count * pauses;
+      const char* split = split_of(turn);
+      const char* ahead = split + steps * kSplitStepBytes;
+      const int64_t units = columns.left();
+      const int64_t lines = product.portion == nullptr ? 0 : steps * kSplitStepBytes / 64;
+      int64_t units_due = 0, lines_due = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        int64_t rows_due = 0;
+        const auto beside = [&] {
+          for (rows_due += results.height(); rows_due >= pauses; rows_due -= pauses)
+            results.finish_row();
+          for (units_due += units; units_due >= all_pauses; units_due -= all_pauses)
+            columns.split_unit();
+          for (lines_due += lines; lines_due >= all_pauses; lines_due -= all_pauses, ahead += 64)
+            __builtin_prefetch(ahead, 0, 2);
+        };
+        multiply_blocks(rows + i * steps * kSplitStepBytes, split, steps,
+                        results.next(first + i, block_of(turn)), beside);
+        results.finish();
+        results.begin(first + i, block_of(turn), piece);
       }
     }
-    note(largest, &largest_a);
-    if (summing)
-      add_row_sums(first * kSplitBlock, smaller(last * kSplitBlock, args.rows), row_sums);
+  };
+
+  int64_t block_bytes() const { return piece_steps * kSplitStepBytes; }
+
+  CTXFAST_NOINLINE void multiply(int64_t first, int64_t last, int64_t from, int64_t to) {
+    char* rows = static_cast<char*>(
+        thread_scratch(size_t((last - first + 2) * block_bytes() + kSplitStepBytes)));
+    if (rows == nullptr) return __atomic_store_n(&out_of_memory, 1, __ATOMIC_RELAXED);
+    Chunk{*this, first, last, from, to, rows}.run();
   }
 
   void add_row_sums(int64_t first, int64_t last, const double* found) const {
@@ -226,72 +256,67 @@ struct SplitProduct {
       sums[row] = float((begin_piece == 0 ? 0 : double(sums[row])) + found[row - first]);
   }
 
-  CTXFAST_INLINE void multiply_block(const char* rows, const char* columns, int64_t count,
-                                     const char* ahead, int64_t lines, int64_t row_block,
-                                     int64_t column_block, int64_t piece) const {
-    const int64_t row = row_block * kSplitBlock, column = column_block * kSplitBlock;
-    const int64_t height = smaller(kSplitBlock, args.rows - row), width = args.columns - column;
-    float* c = static_cast<float*>(args.c) + row * args.columns + column;
-    alignas(64) float sums[kSplitBlock * kSplitBlock];
-    multiply_blocks(rows, columns, count, ahead, lines, c, args.columns, height, sums);
-    const bool begins = piece == 0, ends = piece + 1 == pieces;
-    if (linear != nullptr && ends) {
-      if (!begins) add_block(c, height, width, sums);
-      return finish(*linear, sums, kSplitBlock, row, height, column, smaller(kSplitBlock, width));
-    }
-    Vec<float> start[2] = {};
-    if (begins && args.bias != nullptr)
-      for (int v = 0; v < 2; ++v)
-        start[v] = load_n(static_cast<const float*>(args.bias) + column + v * 16, width - v * 16);
-    for (int64_t r = 0; r < height; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        float* out = c + r * args.columns + v * 16;
-        const Vec<float> sum = load(sums + r * kSplitBlock + v * 16);
-        const int64_t left = width - v * 16;
-        store_n(out, sum + (begins ? start[v] : load_n(out, left)), left);
-      }
-  }
+  // From how many chunks on a portion is faster: what a thread splits on the way comes from memory
+  // for each chunk, and lies scattered there unless it is a panel.
+  int64_t many_chunks() const { return b.stride == 1 && b.by_blocks() ? 4 : 2; }
 
-  // sums += what earlier pieces left in c
-  CTXFAST_INLINE void add_block(const float* c, int64_t height, int64_t width, float* sums) const {
-    for (int64_t r = 0; r < height; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        float* sum = sums + r * kSplitBlock + v * 16;
-        store(sum, load(sum) + load_n(c + r * args.columns + v * 16, width - v * 16));
-      }
-  }
+  // How a product is divided: chunks of blocks of rows by groups of those of columns.
+  struct Division {
+    int64_t chunks, groups;
+  };
 
-  void run_portion() {
-    pack_portion();
-    int64_t items = ceiling(row_blocks, kMostBlocks);
-    if (args.threads > 1)
-      items = larger(items,
-                     smaller(args.threads * kItemsPerThread, ceiling(row_blocks, kFewestBlocks)));
-    const int64_t count = ceiling(row_blocks, items);
-    items = ceiling(row_blocks, count);
-    const int64_t groups = smaller(blocks(), ceiling(args.threads, items));
-    parallel_for(args.threads, items * groups, 1, [&](int64_t item, int64_t) {
-      const int64_t first = item / groups * count, group = item % groups;
-      multiply(first, smaller(first + count, row_blocks), begin_block + blocks() * group / groups,
-               begin_block + blocks() * (group + 1) / groups);
+  // The division with the least work for the busiest thread. Work is counted in quarters of what
+  // takes a product of a step; beside it stand the packing of a step of rows, and the splitting of
+  // one of columns or its way from the last cache level.
+  Division divide(int64_t blocks) const {
+    const int64_t multiply = 4, pack = 5, split = portion == nullptr ? 9 : 4;
+    const int64_t fewest = ceiling(row_blocks, most_blocks());
+    Division best = {fewest, 1};
+    int64_t least = INT64_MAX;
+    for (int64_t chunks = fewest; chunks <= fewest + args.threads; ++chunks)
+      for (int64_t groups = 1; groups <= smaller(blocks, 2 * args.threads); ++groups) {
+        const int64_t height = ceiling(row_blocks, chunks), width = ceiling(blocks, groups);
+        const int64_t turns = ceiling(chunks * groups, args.threads);
+        const int64_t work = turns * (height * (pack + width * multiply) + width * split);
+        if (work >= least) continue;
+        least = work;
+        best = {chunks, groups};
+      }
+    best.chunks = smaller(best.chunks, row_blocks);
+    return best;
+  }
+  int64_t most_blocks() const { return smaller(kMostBlocks, kRowBytes / block_bytes()); }
+
+  // What lies between the begin and the end of blocks and pieces.
+  void run_part() {
+    if (portion != nullptr) split_portion();
+    const int64_t blocks = end_block - begin_block;
+    const Division by = divide(blocks);
+    parallel_for(args.threads, by.chunks * by.groups, 1, [&](int64_t item, int64_t) {
+      const int64_t chunk = item / by.groups, group = item % by.groups;
+      multiply(row_blocks * chunk / by.chunks, row_blocks * (chunk + 1) / by.chunks,
+               begin_block + blocks * group / by.groups,
+               begin_block + blocks * (group + 1) / by.groups);
     });
   }
 
   Status run() {
-    Status status;
-    const int64_t packed_steps = portion_blocks * portion_pieces * piece_steps + 1;
-    packed =
-        static_cast<char*>(thread_scratch(size_t(packed_steps * kSplitStepBytes), kPlanScratch));
-    out_of_memory = packed == nullptr;
-    for (begin_block = 0; begin_block < column_blocks && !out_of_memory; begin_block = end_block) {
+    if (ceiling(row_blocks, most_blocks()) >= many_chunks()) {
+      const int64_t most = portion_blocks * portion_pieces * piece_steps + 1;
+      portion = static_cast<char*>(thread_scratch(size_t(most * kSplitStepBytes), kPlanScratch));
+    }
+    if (portion == nullptr) {
+      portion_blocks = column_blocks;
+      portion_pieces = pieces;
+    }
+    for (begin_block = 0; begin_block < column_blocks; begin_block = end_block) {
       end_block = smaller(begin_block + portion_blocks, column_blocks);
-      for (begin_piece = 0; begin_piece < pieces; begin_piece = end_piece) {
+      for (begin_piece = 0; begin_piece < pieces && !out_of_memory; begin_piece = end_piece) {
         end_piece = smaller(begin_piece + portion_pieces, pieces);
-        run_portion();
+        run_part();
       }
     }
+    Status status;
     if (out_of_memory) status.code = kOutOfMemory;
     return status;
   }

@@ -111,6 +111,8 @@ CTXFAST_INLINE Vec<float> pack_transposed_lines(const SplitLines& from, char* ou
   return split<16>(first, second, out, row_bytes, largest);
 }
 
+constexpr int64_t kRowsAhead = 2 * kSplitStep;  // by which the packing of rows asks for them
+
 // A step of a block of rows: [part][2 tiles][16 rows][16 pairs]. All of these return the larger of
 // `largest` and the magnitudes that they meet.
 CTXFAST_NOINLINE inline Vec<float> pack_row_step(const SplitSource& a, const float* from,
@@ -119,6 +121,10 @@ CTXFAST_NOINLINE inline Vec<float> pack_row_step(const SplitSource& a, const flo
     const float *x = from + i * a.stride, *y = x + 16 * a.depth_stride;
     const int64_t rows = there.count - i, depth = there.depth;
     if (a.depth_stride == 1) {
+      for (int64_t r = 0; r < 16; ++r) {
+        __builtin_prefetch(x + r * a.stride + kRowsAhead);
+        __builtin_prefetch(x + r * a.stride + kRowsAhead + 16);
+      }
       largest = pack_lines({x, y, a.stride, rows, rows, depth, depth - 16}, out, 64, largest);
     } else {
       largest = pack_transposed_lines({x, y, a.depth_stride, rows, rows, depth, depth - 16}, out,
@@ -128,23 +134,106 @@ CTXFAST_NOINLINE inline Vec<float> pack_row_step(const SplitSource& a, const flo
   return largest;
 }
 
-// A step of a block of columns: [part][16 pairs][32 columns]
-CTXFAST_NOINLINE inline Vec<float> pack_column_step(const SplitSource& b, const float* from,
-                                                    SplitExtent there, char* out,
-                                                    Vec<float> largest) {
-  for (int64_t i = 0; i < kSplitBlock; i += 16, out += 64) {
-    const float *x = from + i * b.stride, *y = x + 16 * b.depth_stride;
-    const int64_t columns = there.count - i, depth = there.depth;
-    if (b.stride == 1) {
-      largest = pack_lines({x, y, b.depth_stride, depth, depth - 16, columns, columns}, out, 128,
-                           largest);
-    } else {
-      largest = pack_transposed_lines({x, y, b.stride, depth, depth - 16, columns, columns}, out,
-                                      128, largest);
+// sums[r] += the first `depth` elements of row r of a step of a block, 8 at a time in float.
+CTXFAST_INLINE void add_rows(const SplitSource& a, const float* from, SplitExtent there,
+                             double* sums) {
+  const auto add = [&](Vec<float>(&x)[8], double* to) {
+#pragma GCC unroll 3
+    for (int half = 4; half > 0; half /= 2)
+#pragma GCC unroll 4
+      for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    store(to, load(to) + (Vec<double>)_mm512_cvtps_pd(_mm512_castps512_ps256(x[0])));
+    store(to + 8, load(to + 8) + (Vec<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps(x[0], 1)));
+  };
+  for (int64_t i = 0; i < kSplitBlock; i += 16)
+    for (int64_t k = 0; k < kSplitStep && k < there.depth; k += 8) {
+      Vec<float> x[16] = {};
+      const float* first = from + i * a.stride + k * a.depth_stride;
+      if (a.depth_stride == 1) {
+        load_transposed(first, a.stride, there.depth - k < 8 ? there.depth - k : 8, there.count - i,
+                        x);
+      } else {
+#pragma GCC unroll 8
+        for (int d = 0; d < 8; ++d)
+          x[d] = load_n(first + d * a.depth_stride, k + d < there.depth ? there.count - i : 0);
+      }
+      add(reinterpret_cast<Vec<float>(&)[8]>(x), sums + i);
+    }
+}
+
+// A block of columns, a piece of the depth of it, that is split a little at a time: a step is
+// [part][16 pairs][32 columns], a unit is a row of pairs where columns are neighbours in memory,
+// and half of the columns where they are not.
+class SplitColumns {
+ public:
+  explicit SplitColumns(const SplitSource& b) : b_(b), in_step_(b.stride == 1 ? 16 : 2) {}
+
+  // From now on `steps` steps from `from` on, of which `there` is there. As it proceeds it asks the
+  // second cache level for what lies at `ahead` as they do at `from`.
+  void begin(const float* from, const float* ahead, SplitExtent there, int64_t steps, char* out) {
+    from_ = from;
+    ahead_ = ahead - from;
+    there_ = there;
+    out_ = out;
+    unit_ = 0;
+    left_ = steps * in_step_;
+  }
+  // Units that are left.
+  int64_t left() const { return left_; }
+  void finish() {
+    while (left_ > 0) split_unit();
+  }
+  // The largest magnitude so far.
+  Vec<float> largest() const { return largest_; }
+
+  CTXFAST_NOINLINE void split_unit() {
+    largest_ = b_.stride == 1 ? split_pairs() : split_half();
+    --left_;
+    if (++unit_ == in_step_) {
+      unit_ = 0;
+      from_ += kSplitStep * b_.depth_stride;
+      out_ += kSplitStepBytes;
+      there_.depth -= kSplitStep;
     }
   }
-  return largest;
-}
+
+ private:
+  CTXFAST_INLINE void ask_for(const float* line) const {
+    __builtin_prefetch(line + ahead_, 0, 2);
+    __builtin_prefetch(line + ahead_ + 16, 0, 2);
+  }
+  CTXFAST_INLINE Vec<float> split_pairs() const {
+    const float *x = from_ + unit_ * b_.depth_stride, *y = x + 16 * b_.depth_stride;
+    char* out = out_ + unit_ * 128;
+    ask_for(x);
+    ask_for(y);
+    if (there_.count >= kSplitBlock && there_.depth >= kSplitStep) {
+      const Vec<float> first[] = {load(x), load(x + 16)}, second[] = {load(y), load(y + 16)};
+      return split<2>(first, second, out, 64, largest_);
+    }
+    const int64_t x_lanes = unit_ < there_.depth ? there_.count : 0;
+    const int64_t y_lanes = unit_ + 16 < there_.depth ? there_.count : 0;
+    const Vec<float> first[] = {load_n(x, x_lanes), load_n(x + 16, x_lanes - 16)};
+    const Vec<float> second[] = {load_n(y, y_lanes), load_n(y + 16, y_lanes - 16)};
+    return split<2>(first, second, out, 64, largest_);
+  }
+  CTXFAST_INLINE Vec<float> split_half() const {
+    const float* x = from_ + unit_ * 16 * b_.stride;
+    for (int64_t i = 0; i < 16; ++i) ask_for(x + i * b_.stride);
+    const int64_t columns = there_.count - unit_ * 16, depth = there_.depth;
+    return pack_transposed_lines({x, x + 16, b_.stride, depth, depth - 16, columns, columns},
+                                 out_ + unit_ * 64, 128, largest_);
+  }
+
+  const SplitSource b_;
+  const int64_t in_step_;  // units of a step
+  const float* from_ = nullptr;
+  int64_t ahead_ = 0;
+  SplitExtent there_ = {};
+  char* out_ = nullptr;
+  int64_t unit_ = 0, left_ = 0;
+  Vec<float> largest_ = {};
+};
 
 CTXFAST_NAMESPACE_END
 

@@ -53,22 +53,14 @@ CTXFAST_INLINE void multiply_then_load_first(const char* rows, const char* colum
   load_rows<2, 1>(rows);
 }
 
-// Asks the first cache level for the sixth part of the next step of two blocks.
-CTXFAST_INLINE void prefetch_sixth(const char* rows, const char* columns, int sixth) {
-  constexpr int64_t kBytes = kSplitStepBytes / 6;
-  const int64_t first = kSplitStepBytes + sixth * kBytes;
-#pragma GCC unroll 16
-  for (int64_t byte = 0; byte < kBytes; byte += 64) {
-    __builtin_prefetch(rows + first + byte);
-    __builtin_prefetch(columns + first + byte);
-  }
-}
+constexpr int64_t kSplitPauses = 6;  // of a step
 
 // sums [32, 32] = a block of rows times a block of columns. The step behind the last one is loaded
-// too, in vain. Each step asks the second cache level for `lines` lines of `ahead`.
+// too, in vain. `beside` is called in each pause: the vector units are idle while tiles multiply,
+// and take a little work at a time without delaying them.
+template <typename Beside>
 CTXFAST_INLINE void multiply_blocks(const char* rows, const char* columns, int64_t steps,
-                                    const char* ahead, int64_t lines, const float* c,
-                                    int64_t c_stride, int64_t c_rows, float* sums) {
+                                    float* sums, const Beside& beside) {
   clear_matrix<0>();
   clear_matrix<1>();
   clear_matrix<2>();
@@ -77,27 +69,21 @@ CTXFAST_INLINE void multiply_blocks(const char* rows, const char* columns, int64
   load_columns<0, 0>(columns);
   load_columns<0, 1>(columns);
   load_rows<2, 1>(rows);
-  const float* c_end = c + c_rows * c_stride;
   for (int64_t step = 0; step < steps; ++step) {
-    for (int i = 0; i < 4 && c < c_end; ++i, c += c_stride) {
-      __builtin_prefetch(c, 1);
-      __builtin_prefetch(c + 16, 1);
-    }
-    for (int64_t line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-    prefetch_sixth(rows, columns, 0);
     multiply_then_load_rows<1>(rows);
-    prefetch_sixth(rows, columns, 1);
+    beside();
     multiply_then_load_columns<1>(columns);
-    prefetch_sixth(rows, columns, 2);
+    beside();
     multiply_then_load_rows<0>(rows);
-    prefetch_sixth(rows, columns, 3);
+    beside();
     multiply_then_load_columns<2>(columns);
-    prefetch_sixth(rows, columns, 4);
+    beside();
     multiply_then_load_columns<0>(columns);
-    prefetch_sixth(rows, columns, 5);
+    beside();
     rows += kSplitStepBytes;
     columns += kSplitStepBytes;
     multiply_then_load_first(rows, columns);
+    beside();
   }
   store_matrix<0>(sums, 128);
   store_matrix<1>(sums + 16, 128);

@@ -66,7 +66,9 @@ def linear_refuses(
         return None if packed.dtype == input.dtype else f"the weight is packed in {packed.dtype}"
     if not weight.is_contiguous():
         return "the weight is not contiguous"
-    if (rows := input.numel() // weight.shape[1]) > _PLAIN_ROWS:
+    rows = input.numel() // weight.shape[1]
+    split = weight.dtype == torch.float32 and _module().isa() == "amx"  # faster for any number
+    if rows > _PLAIN_ROWS and not split:
         return f"{rows} rows by a plain weight are faster through the GEMM library"
     return pack_refuses(weight.dtype, weight.shape[1])
 

@@ -33,8 +33,9 @@ def check(
         found = ops.linear(
             x, stand_in, bias, activation=activation, residual=residual, packed=packed
         )
-        plain = ops.linear(x, weight, bias, activation=activation, residual=residual)
-    assert torch.equal(plain, found)  # put into panels on the way
+        if _native_linear.linear_refuses(x, weight, bias, "none", residual, None) is None:
+            plain = ops.linear(x, weight, bias, activation=activation, residual=residual)
+            assert torch.equal(plain, found)  # put into panels on the way
     eager = reference.linear(x, weight, bias, activation=activation, residual=residual)
     wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
     exact = reference.linear(*wide[:3], activation=activation, residual=wide[3])
@@ -45,7 +46,7 @@ def check(
     assert_matches(found, eager, exact, rounding=rounding)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100, 201, 300])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 12, 15, 16, 31, 32, 33, 49, 100, 201, 300, 800])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) -> None:
@@ -62,13 +63,25 @@ def test_matches_float64(rows: int, activation: str | None, dtype: torch.dtype) 
             check(rows, depth, columns, activation, dtype, extras)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
-    """Bit for bit, whatever tile it falls into."""
-    x, weight = torch.randn(101, 900).to(dtype), torch.randn(70, 900).to(dtype)
+@pytest.mark.parametrize("rows", [300, 800])
+def test_a_weight_larger_than_what_is_split_at_a_time(rows: int) -> None:
+    check(rows, 3072, 770, "gelu", torch.float32, True)
+
+
+FEW, MANY = (1, 2, 13, 14, 15, 32, 33, 48), (50, 64, 65, 97, 300, 513)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "counts"),
+    [(torch.bfloat16, FEW + MANY), (torch.float32, FEW), (torch.float32, MANY)],
+)
+def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype, counts: tuple[int]) -> None:
+    """Bit for bit, whatever tile it falls into; float32 in few rows is as in many to rounding."""
+    x, weight = torch.randn(max(counts), 900).to(dtype), torch.randn(70, 900).to(dtype)
     packed = _native_linear.pack(weight)
     whole = ops.linear(x, weight, packed=packed)
-    for rows in (1, 2, 13, 14, 15, 32, 33, 50):
+    assert_product(whole, x, weight)
+    for rows in counts:
         assert torch.equal(ops.linear(x[:rows], weight, packed=packed), whole[:rows])
 
 
@@ -120,7 +133,19 @@ def test_panels_begin_at_a_large_page() -> None:
         assert torch.equal(restored[:rows], weight) and not restored[rows:].any()
 
 
-def test_which_plain_weights_run() -> None:
+@pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
+def test_which_plain_weights_run(isa: str) -> None:
+    if isa not in _native.available_isas():
+        pytest.skip(f"this processor does not run {isa}")
+    before = _native.isa()
+    _native.set_isa(isa)
+    try:
+        check_which_plain_weights_run()
+    finally:
+        _native.set_isa(before)
+
+
+def check_which_plain_weights_run() -> None:
     x, weight = torch.randn(3, 8), torch.randn(4, 8)
     for given, reason in (
         (weight, None),
@@ -132,8 +157,14 @@ def test_which_plain_weights_run() -> None:
     assert (
         _native_linear.linear_refuses(x.expand(128, 3, 8), weight, None, "none", None, None) is None
     )
-    reason = _native_linear.linear_refuses(x.expand(129, 3, 8), weight, None, "none", None, None)
-    assert reason is not None and reason.startswith("387 rows by a plain weight are faster")
+    for dtype in DTYPES:
+        many, plain = x.expand(129, 3, 8).to(dtype), weight.to(dtype)
+        reason = _native_linear.linear_refuses(many, plain, None, "none", None, None)
+        if dtype == torch.float32 and _native.isa() == "amx":  # tiles are faster for any number
+            assert reason is None
+        else:
+            assert reason is not None
+            assert reason.startswith("387 rows by a plain weight are faster")
     odd = torch.randn(4, 7).bfloat16()
     refusal = _native_linear.linear_refuses(odd, odd, None, "none", None, None)
     assert refusal is not None and "odd input size of 7" in refusal

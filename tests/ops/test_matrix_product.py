@@ -101,7 +101,9 @@ def test_every_instruction_set(name):
         _native.set_isa(before)
 
 
-@pytest.mark.parametrize("shape", [(20, 3, 700_001), (70, 4200, 1100), (5, 2100, 20)])
+@pytest.mark.parametrize(
+    "shape", [(20, 3, 700_001), (70, 4200, 1100), (5, 2100, 20), (300, 1500, 1100)]
+)
 def test_more_than_is_packed_at_a_time(shape):
     rows, columns, depth = shape
     a, b, bias = torch.randn(rows, depth), torch.randn(depth, columns), torch.randn(columns)
