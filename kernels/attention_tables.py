@@ -7,13 +7,8 @@ compiled ahead of time in the tests, and spilled registers or too much shared me
 The rows were chosen by static analysis for every architecture, no spilled registers first, then instructions per score
 and warps that fit a multiprocessor; none has been timed on a GPU yet.
 
-One table serves Triton 3.6 and 3.9. Of the variants compiled at head sizes 64 and 128, which are not yet all of them,
-these spill more than 16 bytes a thread:
-
-    keys in float32, sm_80       24 bytes with dropout at 64; 80 to 104 with mask, bias and window at 128
-    bf16 at 128, sm_90, only     the forward with key mask and window (96), the gradient of the keys with a mask (40),
-    with Triton 3.6              and with mask, bias and window the forward (40) and the gradients of keys (104) and
-                                 bias (40), these without dropout
+One table serves Triton 3.6 and 3.9. At head sizes 64 and 128 only the gradient of keys in float32 on sm_80 spills more
+than 16 bytes a thread: 24 with dropout at 64, 80 to 104 with mask, bias and window at 128.
 """
 
 from dataclasses import dataclass
@@ -50,11 +45,6 @@ class Features:
     @property
     def is_tf32(self) -> bool:
         return self.input_precision == "tf32"
-
-    @property
-    def is_full(self) -> bool:
-        """Whether mask, bias and dropout share the registers with every score."""
-        return self.attn_mask and self.bias == 1 and self.dropout
 
     def constants(self) -> dict:
         return {
@@ -104,21 +94,30 @@ def forward_launch(arch: int, dtype: str, features: Features, seqlen_q: int) -> 
         return _query_rows_of_float32(features)
     if features.block_d > 128:
         return Launch(64, 64, 8, 1 if arch in (86, 89) else 2)
+    if features.block_d > 64:
+        return _forward_launch_of_large_heads(arch, features)
     # A tile of 128 queries would be at least three quarters waste.
-    if seqlen_q <= 32 and features.block_d <= 64:
+    if seqlen_q <= 32:
         return Launch(32, 64, 4, 2)
-    if seqlen_q <= 64 and features.block_d <= 64:
+    if seqlen_q <= 64:
         return Launch(64, 64, 4, 2)
-    if arch < 90 and features.block_d > 64 and features.reads_tiles:
-        return Launch(64, 64, 8, 1)
-    windowed = arch < 90 and features.window and features.dropout
-    if features.block_d > 64 and (windowed or (arch < 100 and features.is_full)):
-        return Launch(128, 32, 8, 2)
     if arch < 90 or features.reads_tiles:
         return Launch(128, 64, 8, 2)
-    if features.block_d > 64:
-        return Launch(128, 64 if features.dropout else 128, 8, 2)
     return Launch(128, 128, 8, 2) if features.dropout else Launch(128, 64, 4, 3)
+
+
+def _forward_launch_of_large_heads(arch: int, features: Features) -> Launch:
+    """The output of 128 columns takes half of the registers."""
+    if arch < 90 and features.reads_tiles:
+        return Launch(64, 64, 8, 1)
+    reads_both = features.attn_mask and features.bias == 1
+    if (arch < 90 and features.window and features.dropout) or (arch == 90 and reads_both):
+        return Launch(128, 32, 8, 2)
+    if arch >= 100 and features.bias == 1 and features.dropout:
+        return Launch(64, 64, 4, 2)
+    if arch < 90 or features.reads_tiles or features.dropout or features.window:
+        return Launch(128, 64, 8, 2)
+    return Launch(128, 64 if arch == 90 and features.key_mask else 128, 8, 2)
 
 
 def _query_rows_of_float32(features: Features) -> Launch:
@@ -143,6 +142,8 @@ def query_launch(arch: int, dtype: str, features: Features) -> Launch:
     if features.block_d > 64 and arch < 90:
         drops_tiles = features.reads_tiles and features.dropout
         return Launch(32, 64, 4, 1) if drops_tiles else Launch(64, 64, 8, 2)
+    if arch >= 100 and features.block_d > 64 and features.attn_mask and features.dropout:
+        return Launch(64, 64, 8, 2)
     return Launch(128, 64, 8, 2)
 
 
@@ -159,17 +160,23 @@ def key_launch(arch: int, dtype: str, features: Features) -> Launch:
         return Launch(64, 64, 8, 2)
     if arch < 90:
         return Launch(32, 128, 8, 2)
-    return Launch(32, 128, 8, 3) if features.block_d > 64 else Launch(64, 128, 8, 2)
+    if features.block_d > 64:
+        return Launch(32, 128, 8, 2 if arch >= 100 and features.window else 3)
+    return Launch(64, 128, 8, 2)
 
 
 def _key_launch_of_tiles(arch: int, features: Features) -> Launch:
     """Where the mask or the bias of a tile shares the registers with its scores: few queries a step."""
     if arch >= 100:
-        return Launch(32 if features.block_d > 64 else 64, 128, 8, 2)
+        drops_mask = features.attn_mask and features.dropout and not features.bias
+        few = features.block_d > 64 or drops_mask
+        return Launch(32 if few else 64, 128, 8, 2)
     if arch < 90 and features.block_d > 64:
-        return Launch(32, 64, 8, 1) if features.is_full else Launch(16, 128, 8, 1)
-    # Dropout takes registers, too; on sm_90 there are enough at head size 64.
-    few = features.dropout and (arch < 90 or features.block_d > 64)
+        drops_mask = features.attn_mask and features.dropout
+        return Launch(32, 64, 8, 1) if drops_mask else Launch(16, 128, 8, 1)
+    # Dropout and a mask take registers, too; on sm_90 there are enough at head size 64.
+    is_large = features.block_d > 64
+    few = features.dropout if arch < 90 else is_large and (features.dropout or features.attn_mask)
     return Launch(16 if few else 32, 128, 8, 2)
 
 
@@ -183,7 +190,9 @@ def one_block_launch(arch: int, dtype: str, features: Features, seqlen_k: int) -
     # Head size 128 and float32 spill everywhere; on sm_100 the three kernels take fewer than half the instructions.
     if features.block_d > 64 or dtype == "fp32" or arch >= 100:
         return None
-    return Launch(32, block_n, 4 if block_n == 64 else 8, 1)
+    if block_n == 64:
+        return Launch(16 if arch < 90 and features.dropout else 32, 64, 4, 1)
+    return Launch(32, 128, 8, 1)
 
 
 def bias_launch(arch: int, dtype: str, features: Features) -> Launch:
@@ -191,6 +200,6 @@ def bias_launch(arch: int, dtype: str, features: Features) -> Launch:
         return Launch(64, 64, 4, 1)
     if dtype == "fp32":
         return Launch(16, 32, 8, 1) if features.is_tf32 else Launch(32, 64, 8, 1)
-    if arch < 90 or (arch < 100 and features.block_d > 64 and features.is_full):
+    if arch < 90 or (arch < 100 and features.block_d > 64 and features.attn_mask):
         return Launch(32, 64, 8, 1)
     return Launch(64, 64, 4 if arch < 100 and features.block_d <= 64 else 8, 1)
