@@ -61,7 +61,7 @@ struct SplitAttend : Attend<float> {
 
   // Fewer rows or keys leave too much of the tiles empty.
   bool pays() const {
-    constexpr int64_t kFewest = 48;
+    constexpr int64_t kFewest = 192;
     return sequence.query_length >= kFewest && sequence.key_end - sequence.key_begin >= kFewest;
   }
 

@@ -29,6 +29,7 @@ struct Attend {
   const bool prefetches;
   mutable const Word* values;  // of the keys at hand, and the words from one row to the next
   mutable int64_t value_row;
+  mutable int64_t shown_values;  // how many of them are packed, where a word is a pair
 
   Attend(const AttentionForwardArgs& args_, const AttentionSequence& sequence_, int64_t index_,
          int64_t head_, const ForwardWorkspace<Storage>& work_)
@@ -187,7 +188,8 @@ struct Attend {
     if (step.ends) finish_rows(step, factors);
     const Word* weights = reinterpret_cast<const Word*>(work.scores);
     // Keys that no row attends take no part: a weight of 0 does not hide a NaN.
-    const int64_t idle = kMatrix<Storage> ? 0 : greater(low - key0, 0) / kPack;
+    const int64_t idle = kPack == 1 ? greater(low - key0, 0) : 0;
+    if constexpr (kPack == 2) show_values(step, from, packed, packed_end);
     ValueTile<Storage> tile = {weights + idle,
                                values + (from / kPack + idle) * value_row,
                                stride,
@@ -241,7 +243,30 @@ struct Attend {
         return;
       }
     }
-    pack_columns<Storage>(value, common.value_stride[2], count, depth, width, filter, work.values);
+    if constexpr (kPack == 2)
+      shown_values = 0;
+    else
+      pack_columns<Storage>(value, common.value_stride[2], count, depth, width, filter,
+                            work.values);
+  }
+
+  // Packs the values up to the last key that a row of the step attends, and clears those from
+  // `from` to the first one: no later step attends fewer of the one or more of the other.
+  void show_values(const Step& step, int64_t from, int64_t packed, int64_t packed_end) const {
+    const int64_t end = smaller(step.range.end, packed_end) - packed;
+    if (end > shown_values) {
+      const int64_t first = shown_values / kDepthStep<Storage> * kDepthStep<Storage>;
+      const int64_t row = sequence.key_start + packed + first;
+      pack_columns<Storage>(rows_of(common.value, common.value_stride, row), common.value_stride[2],
+                            end - first, depth, width,
+                            terms.key_filter(packed + first, step.range.begin),
+                            work.values + first / kPack * width);
+      shown_values = end;
+    }
+    for (int64_t row = from; row < step.range.begin - packed; ++row) {
+      uint16_t* half = reinterpret_cast<uint16_t*>(work.values + row / kPack * width) + row % kPack;
+      for (int64_t c = 0; c < width; ++c) half[c * kPack] = 0;
+    }
   }
 
   void run(int64_t begin, int64_t end) const {

@@ -49,7 +49,7 @@ Status run(const AttentionForwardArgs& args) {
     for (int64_t item = first; item < last; ++item) {
       const AttentionPiece& piece = pieces.items[item / common.heads];
       const typename Task::Rows attend(args, plan.sequence(piece.sequence), piece.sequence,
-                                         item % common.heads, work);
+                                       item % common.heads, work);
       attend.run(piece.begin, piece.end);
     }
   });
