@@ -25,6 +25,14 @@ template <typename Storage>
 constexpr bool kMatrix = false;
 #endif
 
+// Whether they may run there on the bfloat16 parts of float operands.
+template <typename Storage>
+constexpr bool kSplits = false;
+#if defined(CTXFAST_AMX)
+template <>
+inline constexpr bool kSplits<float> = true;
+#endif
+
 CTXFAST_INLINE void prefetch_bytes(const void* from, int64_t bytes) {
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(from) + b);
 }
@@ -83,7 +91,7 @@ CTXFAST_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
 
 // Transposes kLanes vectors: interleaving row i with row i + kLanes / 2, log2(kLanes) times.
 template <typename T>
-CTXFAST_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+CTXFAST_INLINE void transpose_rows(Vec<T> (&rows)[kLanes<T>]) {
   constexpr int kHalf = kLanes<T> / 2;
 #pragma GCC unroll 4
   for (int round = kLanes<T>; round > 1; round /= 2) {
@@ -115,7 +123,7 @@ CTXFAST_NOINLINE void pack_transposed(const Storage* rows, int64_t stride, int64
         tile[i] =
             row < count && filter(row) ? load_row(rows + row * stride, first, depth) : Vec<T>{};
       }
-      transpose<T>(tile);
+      transpose_rows<T>(tile);
       T* to = reinterpret_cast<T*>(out) + first * kCount;
       const int64_t used = words - first < kCount ? words - first : kCount;
       if (used == kCount) {

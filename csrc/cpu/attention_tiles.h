@@ -233,7 +233,7 @@ struct AccumulateTile {
       for (int k = 0; k < kMatrixRows; ++k)
         tile[k] = first + k < depth ? Math::load_words(left + (first + k) * left_stride + row)
                                     : Vec<float>{};
-      transpose<float>(tile);
+      transpose_rows<float>(tile);
 #pragma GCC unroll 16
       for (int r = 0; r < kMatrixRows; ++r) store(to + r * a_row + first, tile[r]);
     }
@@ -247,6 +247,8 @@ struct ProductScope {};
 #if defined(CTXFAST_AMX)
 template <>
 struct ProductScope<bfloat16> : MatrixTiles {};
+template <>
+struct ProductScope<float> : MatrixTiles {};
 #endif
 
 // The product of `rows` rows and `vectors` vectors whose tiles `tile` computes.

@@ -8,8 +8,18 @@ CTXFAST_NAMESPACE_BEGIN
 // Query rows whose scores are computed together, and those of a task that keeps running state.
 template <typename Storage>
 constexpr int64_t kForwardStep = kMatrix<Storage> ? 32 : 24;
+// Rows of a task begin at a multiple of these.
 template <typename Storage>
-constexpr int64_t kForwardRowLimit = 10 * kForwardStep<Storage>;
+constexpr int64_t kForwardPiece = kSplits<Storage> ? 96 : kForwardStep<Storage>;
+template <typename Storage>
+constexpr int64_t kForwardRowLimit =
+    kSplits<Storage> ? 3 * kForwardPiece<Storage> : 10 * kForwardStep<Storage>;
+
+// Elements from row to row of the state: whole vectors, or whole blocks of columns.
+template <typename Storage>
+CTXFAST_INLINE int64_t forward_state_width(int64_t head_dim) {
+  return round_up(head_dim, kSplits<Storage> ? 32 : kLanes<Compute<Storage>>);
+}
 template <typename Storage>
 constexpr int64_t kBackwardStep = kMatrix<Storage> ? 64 : 48;
 template <typename Storage>
@@ -70,7 +80,7 @@ struct ForwardWorkspace {
     values = divider.take<Word>(sizes.block * sizes.width);
     queries = divider.take<Word>(kForwardStep<Storage> * sizes.words);
     scores = divider.take<T>(kForwardStep<Storage> * (sizes.block + kLanes<T>));
-    state = divider.take<T>(kForwardRowLimit<Storage> * sizes.width);
+    state = divider.take<T>(kForwardRowLimit<Storage> * forward_state_width<Storage>(sizes.width));
     maximum = divider.take<T>(kForwardRowLimit<Storage>);
     sum = divider.take<T>(kForwardRowLimit<Storage>);
     rescale = divider.take<T>(kForwardStep<Storage>);

@@ -15,6 +15,7 @@ import torch
 from tests.ops.attention_cases import DTYPES, ISAS, Case
 
 BOUNDARIES = (1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+LONG = 129  # in every fourth case one side has at least so many tokens
 HEAD_DIMS = (8, 32, 64, 64, 64, 80, 128, 256)
 
 # Largest sequence and largest number of scores [B, H, Sq, Sk]: what the eager float64 answer, or the interpreter, can
@@ -26,10 +27,10 @@ def _log_uniform(rng: random.Random, low: int, high: int) -> int:
     return min(high, int(math.exp(rng.uniform(math.log(low), math.log(high + 1)))))
 
 
-def _length(rng: random.Random, longest: int) -> int:
+def _length(rng: random.Random, longest: int, shortest: int = 1) -> int:
     if rng.random() < 0.25:
-        return rng.choice([n for n in BOUNDARIES if n <= longest])
-    return _log_uniform(rng, 1, longest)
+        return rng.choice([n for n in BOUNDARIES if shortest <= n <= longest])
+    return _log_uniform(rng, shortest, longest)
 
 
 def _broadcast(rng: random.Random) -> tuple[int, int, int, int]:
@@ -37,10 +38,16 @@ def _broadcast(rng: random.Random) -> tuple[int, int, int, int]:
 
 
 def _limited(rng: random.Random, case: Case, scores: int) -> Case:
-    """case with fewer sequences and heads, then with a shorter side, until its scores are within the limit."""
+    """case with fewer sequences and heads, then with a shorter side, until its scores are within the limit.
+
+    The longest side stays.
+    """
     while math.prod(case.scores) > scores:
         if case.packed and len(case.lengths_q) > 2:
-            keep = sorted(rng.sample(range(len(case.lengths_q)), len(case.lengths_q) // 2))
+            count = len(case.lengths_q)
+            longest = max(range(count), key=lambda b: max(case.lengths_q[b], case.lengths_k[b]))
+            others = [b for b in range(count) if b != longest]
+            keep = sorted([longest, *rng.sample(others, count // 2 - 1)])
             case = replace(
                 case,
                 lengths_q=tuple(case.lengths_q[b] for b in keep),
@@ -60,16 +67,20 @@ def _limited(rng: random.Random, case: Case, scores: int) -> Case:
 
 
 def draw(seed: int, index: int, backend: str) -> Case:
-    """Case number `index` of a seed: the same on every machine."""
+    """Case number `index` of a seed: the same on every machine.
+
+    Every fourth has a side of more than 128, and two of five have strides.
+    """
     rng = random.Random(f"{seed}:{index}")
     longest, scores = LIMITS[backend]
-    strided = rng.random() < 0.4
+    strided = index % 5 < 2
+    long_side = rng.choice("qk") if index % 4 == 0 else ""
     memories = ("transposed", "columns", "gaps", "fused", "expanded")
     case = Case(
         batch=_log_uniform(rng, 1, 6),
         heads=_log_uniform(rng, 1, 6),
-        seqlen_q=_length(rng, longest),
-        seqlen_k=_length(rng, longest),
+        seqlen_q=_length(rng, longest, LONG if long_side == "q" else 1),
+        seqlen_k=_length(rng, longest, LONG if long_side == "k" else 1),
         head_dim=rng.choice(HEAD_DIMS) if rng.random() < 0.4 else _log_uniform(rng, 1, 256),
         dtype=rng.choice(DTYPES[backend]),
         key_padding=rng.choice(("none", "none", "prefix", "left", "holes", "empty")),
@@ -99,16 +110,23 @@ def draw(seed: int, index: int, backend: str) -> Case:
             tuple(0 if rng.random() < 0.15 else _length(rng, longest) for _ in range(count))
             for _ in "qk"
         ]
+        if long_side:
+            of_side = lengths["qk".index(long_side)]
+            lengths["qk".index(long_side)] = (_length(rng, longest, LONG), *of_side[1:])
         same = rng.random() < 0.5
         case = replace(
             case,
             lengths_q=lengths[0],
-            lengths_k=lengths[0] if same else lengths[1],
+            lengths_k=lengths[0] if same and long_side != "k" else lengths[1],
             tail=rng.choice((0, 0, 1, 37)),
             slack=rng.choice((0, 0, 13)),
             key_padding="none",
             attn_mask=None,
         )
+    # The eager path keeps its scores in the dtype of the case: half precision does not hold large ones.
+    half = backend == "reference" and case.dtype in (torch.bfloat16, torch.float16)
+    if case.scale is not None or half:
+        case = replace(case, magnitude=1.0)
     return _limited(rng, case, scores)
 
 

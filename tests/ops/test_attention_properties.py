@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from ctxfast import ops
-from tests.ops.attention_cases import BACKENDS, Case, build, run, run_reference
+from tests.ops.attention_cases import (
+    BACKENDS,
+    DTYPES,
+    ISAS,
+    Case,
+    build,
+    machine,
+    run,
+    run_reference,
+)
 from tests.ops.implementations import only
 from tests.oracle import assert_matches
 
@@ -245,3 +254,61 @@ def test_a_row_without_a_key_among_more_keys_than_one_block():
         eager, exact = gradients(torch.float32), gradients(torch.float64)
     for name, *three in zip(("dq", "dk", "dv"), found, eager, exact, strict=True):
         assert_matches(*three, name=name)
+
+
+# The rows of these are many enough for every kernel of the native operator.
+LONG = Case(batch=1, heads=2, seqlen_q=330, seqlen_k=600, head_dim=64)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"is_causal": True}, {"window": (90, 37)}], ids=str)
+def test_the_number_of_threads_changes_no_bit_of_long_sequences(arguments):
+    case = replace(LONG, **arguments)
+    inputs = build(case)
+    inputs.key[0, 0, 500, 3] = float("inf")
+    first = run(replace(case, threads=1), inputs, "native")
+    for threads in (2, 3, 7):
+        found = run(replace(case, threads=threads), inputs, "native")
+        for name in ("output", "lse"):
+            assert torch.equal(found[name].nan_to_num(), first[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+@pytest.mark.parametrize(
+    ("window", "key", "rows"), [((-1, 5), 150, slice(128)), ((5, -1), 85, slice(96, None))]
+)
+def test_nan_in_a_key_beyond_the_window_stays_there(window, key, rows, dtype, isa):
+    """Rows that no kernel takes together with a row that attends the key."""
+    heads = 8  # enough that a task has all rows of one
+    query, keys, value = torch.randn(3, 1, heads, 200, 64).to(dtype).unbind()
+    value[0, :, key] = float("nan")
+    with machine(Case(isa=isa, threads=1)), only("native"):
+        result = ops.attention(query, keys, value, window_size=window)
+    assert result[0, :, rows].isfinite().all()
+    assert result[0, :, key].isnan().all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scales", [(2.0**-100, 2.0**100, 1.0), (1.0, 1.0, 2.0**-120)], ids=str)
+def test_tiny_numbers_keep_their_precision(scales, isa):
+    tensors = [x * scale for x, scale in zip(torch.randn(3, 1, 2, 300, 64), scales, strict=True)]
+    with machine(Case(isa=isa)), only("native"):
+        result = ops.attention(*tensors)
+    exact = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in tensors))
+    eager = torch.nn.functional.scaled_dot_product_attention(*tensors)
+    scale = scales[2]
+    assert_matches(result / scale, eager / scale, exact / scale)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_an_infinite_value_stays_in_its_column(value, isa):
+    query, keys, values = torch.randn(3, 1, 2, 300, 64).unbind()
+    values[0, 1, 7, 5] = value
+    with machine(Case(isa=isa)), only("native"):
+        result = ops.attention(query, keys, values)
+    expected = torch.zeros_like(result)
+    expected[0, 1, :, 5] = value
+    assert torch.equal(
+        result.where(~result.isfinite(), 0.0).nan_to_num(2.0), expected.nan_to_num(2.0)
+    )
