@@ -213,7 +213,8 @@ struct SplitAttend : Attend<float> {
       x -= (Vec<float>)low;
       y -= (Vec<float>)high;
     }
-    *reinterpret_cast<Bits*>(out) = (Bits)x >> 16 | (Bits)y;
+    // Below the normal range a last part has bits that bfloat16 does not hold.
+    *reinterpret_cast<Bits*>(out) = (Bits)x >> 16 | ((Bits)y & upper);
   }
 
   // As `weigh`, with the parts of the weights from `out` on.

@@ -312,3 +312,15 @@ def test_an_infinite_value_stays_in_its_column(value, isa):
     assert torch.equal(
         result.where(~result.isfinite(), 0.0).nan_to_num(2.0), expected.nan_to_num(2.0)
     )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_weights_below_the_normal_range_vanish(isa):
+    """Scores that lie a hundred apart: weights from 1 down to 2^-150 and below."""
+    query, key, value = torch.randn(3, 1, 2, 300, 64).unbind()
+    query *= 30
+    with machine(Case(isa=isa)), only("native"):
+        result = ops.attention(query, key, value)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    exact = attend(query.double(), key.double(), value.double())
+    assert_matches(result, attend(query, key, value), exact)
