@@ -3,7 +3,7 @@
 The GEMM ceiling is the best rate that anyone reaches with a BERT-base linear over several row counts: the oneDNN that
 torch carries and `ctxfast.ops.linear`, both with weights packed once, and torch's default path (`F.linear`), which on a
 GPU is all there is. The own path is among them because its float32 products on AMX, sums of exact bfloat16 products,
-are faster than any float32 arithmetic. A workload's limit is the time that its arithmetic takes at the GEMM ceiling or
+exceed what float32 instructions reach. A workload's limit is the time that its arithmetic takes at the GEMM ceiling or
 its memory traffic at the bandwidth, whichever is longer (roofline, Williams et al. 2009).
 """
 

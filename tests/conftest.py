@@ -26,7 +26,7 @@ PACKAGE = str(Path(__file__).resolve().parent.parent / "ctxfast") + os.sep
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests that were asked for a GPU compile their kernels."""
+    """Tests can be interrupted, and those that were asked for a GPU compile their kernels."""
     # A shell's background job ignores interrupts, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr == "gpu":

@@ -66,6 +66,29 @@ template <int kTile>
 CTXFAST_INLINE void store_matrix(void* to, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
 }
+// Two by two tiles of sums, tiles 0 to 3, as [32, 32]; stride: bytes from row to row
+CTXFAST_INLINE void clear_sums() {
+  clear_matrix<0>();
+  clear_matrix<1>();
+  clear_matrix<2>();
+  clear_matrix<3>();
+}
+CTXFAST_INLINE void load_sums(const void* from, int64_t stride) {
+  const char* upper = static_cast<const char*>(from);
+  const char* lower = upper + kMatrixRows * stride;
+  load_matrix<0>(upper, stride);
+  load_matrix<1>(upper + kMatrixBytes, stride);
+  load_matrix<2>(lower, stride);
+  load_matrix<3>(lower + kMatrixBytes, stride);
+}
+CTXFAST_INLINE void store_sums(void* to, int64_t stride) {
+  char* upper = static_cast<char*>(to);
+  char* lower = upper + kMatrixRows * stride;
+  store_matrix<0>(upper, stride);
+  store_matrix<1>(upper + kMatrixBytes, stride);
+  store_matrix<2>(lower, stride);
+  store_matrix<3>(lower + kMatrixBytes, stride);
+}
 // kC += kA kB
 template <int kC, int kA, int kB>
 CTXFAST_INLINE void multiply_matrix() {

@@ -241,14 +241,13 @@ struct SplitAttend : Attend<float> {
     return reduce_add(sum);
   }
 
-  // 2^x for x <= 0 (or NaN). The scaling instruction takes the integer below x by itself.
+  // 2^x for x <= 0 (or NaN)
   static CTXFAST_INLINE Vec<float> split_weight(Vec<float> x) {
-    // Minimax for the relative error of 2^r on [0, 1] with p(0) = 1 (Remez exchange).
+    // Minimax for the relative error with p(0) = 1 (Remez exchange).
     constexpr float kCoefficients[] = {
         1.0f,           0.6931470444f,   0.2402293055f, 0.05548528062f, 0.009675451578f,
         0.00124678462f, 0.0002161291617f};
-    const Vec<float> r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    return _mm512_scalef_ps(polynomial<float>(kCoefficients, r), x);
+    return exp2_by_scaling(kCoefficients, x);
   }
 
   // Scores into weights, while the stream runs.

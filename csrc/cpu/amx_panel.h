@@ -42,29 +42,6 @@ CTXFAST_INLINE MatrixPanel matrix_panel(const char* panel, int64_t words, char* 
   return {panel, space, whole};
 }
 
-template <typename Sum>
-CTXFAST_INLINE void store_sums(Sum* sums) {
-  constexpr int64_t kRow = kBlockColumns * int64_t(sizeof(Sum));
-  store_matrix<0>(sums, kRow);
-  store_matrix<1>(sums + kBlockColumns / 2, kRow);
-  store_matrix<2>(sums + kBlockSize / 2, kRow);
-  store_matrix<3>(sums + kBlockSize / 2 + kBlockColumns / 2, kRow);
-}
-template <typename Sum>
-CTXFAST_INLINE void load_sums(const Sum* sums) {
-  constexpr int64_t kRow = kBlockColumns * int64_t(sizeof(Sum));
-  load_matrix<0>(sums, kRow);
-  load_matrix<1>(sums + kBlockColumns / 2, kRow);
-  load_matrix<2>(sums + kBlockSize / 2, kRow);
-  load_matrix<3>(sums + kBlockSize / 2 + kBlockColumns / 2, kRow);
-}
-CTXFAST_INLINE void clear_sums() {
-  clear_matrix<0>();
-  clear_matrix<1>();
-  clear_matrix<2>();
-  clear_matrix<3>();
-}
-
 CTXFAST_INLINE void ask_second_level(const char* from, int64_t lines) {
   for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(from + line * 64, 0, 2);
 }
@@ -141,7 +118,7 @@ class PanelProduct {
     if (first == 0) {
       clear_sums();
     } else {
-      load_sums(sums);
+      load_sums(sums, kPanelRowBytes);
     }
     const char* rows = rows_ + (block * steps_ + first) * 2 * kTileBytes;
     const char* output = task_.output(block, index + 1);
@@ -169,12 +146,12 @@ class PanelProduct {
       }
     }
     if (last < steps_) {
-      store_sums(sums);
+      store_sums(sums, kPanelRowBytes);
       return ahead;
     }
     finish();
     sums = sums_ + (blocks_ + block % 2) * kBlockSize;
-    store_sums(sums);
+    store_sums(sums, kPanelRowBytes);
     if (task_.complete(sums, block, index)) turn_ = 0;
     return ahead;
   }
@@ -221,7 +198,7 @@ CTXFAST_INLINE void multiply_few(const char* rows, int64_t row_step, const Matri
     Tiles::template multiply<0, 4, 6>();
     Tiles::template multiply<1, 4, 7>();
   }
-  store_sums(sums);
+  store_sums(sums, kPanelRowBytes);
   for (int64_t i = 0; i < kBlockSize / 2; i += 16) {
     using Vector = typename VecOf<typename Tiles::Sum>::unaligned;
     *(Vector*)(sums + i) += *(const Vector*)(sums + kBlockSize / 2 + i);

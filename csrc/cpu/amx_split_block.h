@@ -61,10 +61,7 @@ constexpr int64_t kSplitPauses = 6;  // of a step
 template <typename Beside>
 CTXFAST_INLINE void multiply_blocks(const char* rows, const char* columns, int64_t steps,
                                     float* sums, const Beside& beside) {
-  clear_matrix<0>();
-  clear_matrix<1>();
-  clear_matrix<2>();
-  clear_matrix<3>();
+  clear_sums();
   load_rows<2, 0>(rows);
   load_columns<0, 0>(columns);
   load_columns<0, 1>(columns);
@@ -85,10 +82,7 @@ CTXFAST_INLINE void multiply_blocks(const char* rows, const char* columns, int64
     multiply_then_load_first(rows, columns);
     beside();
   }
-  store_matrix<0>(sums, 128);
-  store_matrix<1>(sums + 16, 128);
-  store_matrix<2>(sums + 16 * kSplitBlock, 128);
-  store_matrix<3>(sums + 16 * kSplitBlock + 16, 128);
+  store_sums(sums, kSplitBlock * int64_t(sizeof(float)));
 }
 
 CTXFAST_NAMESPACE_END

@@ -1,8 +1,8 @@
 // What becomes of the sums of a float product on matrix tiles (amx_matrix_product.h).
 #pragma once
 
-#include "cpu/amx_linear.h"
 #include "cpu/amx_pack.h"
+#include "cpu/linear_finish.h"
 #include "cpu/matrix_product.h"
 
 #if defined(CTXFAST_AMX)

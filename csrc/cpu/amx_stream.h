@@ -65,24 +65,10 @@ class SplitStream {
   void start_sums() {
     const SplitJob& job = jobs_[job_];
     if (job.starts) {
-      clear_matrix<0>();
-      clear_matrix<1>();
-      clear_matrix<2>();
-      clear_matrix<3>();
+      clear_sums();
     } else {
-      const float* sums = job.out + block_ * kSplitBlock;
-      const int64_t bytes = job.stride * 4;
-      load_matrix<0>(sums, bytes);
-      load_matrix<1>(sums + 16, bytes);
-      load_matrix<2>(sums + 16 * job.stride, bytes);
-      load_matrix<3>(sums + 16 * job.stride + 16, bytes);
+      load_sums(job.out + block_ * kSplitBlock, job.stride * int64_t(sizeof(float)));
     }
-  }
-  static void store_sums(float* sums, int64_t stride) {
-    store_matrix<0>(sums, stride * 4);
-    store_matrix<1>(sums + 16, stride * 4);
-    store_matrix<2>(sums + 16 * stride, stride * 4);
-    store_matrix<3>(sums + 16 * stride + 16, stride * 4);
   }
 
   CTXFAST_INLINE void half() {
@@ -110,7 +96,7 @@ class SplitStream {
     if (++block_ == job.count) block_ = 0, ++job_;
     if (job_ != jobs) enter();
     multiply_then_load_first(rows_, columns_);
-    store_sums(sums, job.stride);
+    store_sums(sums, job.stride * int64_t(sizeof(float)));
     if (job_ != jobs) start_sums();
   }
 };

@@ -197,17 +197,25 @@ struct DropoutRow {
   int64_t head, sequence;
 };
 
+#if defined(CTXFAST_AMX)
+// 2^x for x <= 0 (or NaN) by a polynomial that is 2^r on [0, 1]. The scaling instruction takes the
+// integer below x by itself.
+template <int kCount>
+CTXFAST_INLINE Vec<float> exp2_by_scaling(const float (&coefficients)[kCount], Vec<float> x) {
+  const Vec<float> r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return _mm512_scalef_ps(polynomial<float>(coefficients, r), x);
+}
+#endif
+
 // 2^x for x <= 0 (or NaN), to be stored as Storage.
 template <typename Storage, typename V = Vec<Compute<Storage>>>
 CTXFAST_INLINE V weight_of(V x) {
 #if defined(CTXFAST_AMX)
   if constexpr (kMatrix<Storage>) {
-    // Minimax for the relative error of 2^r on [0, 1] with p(0) = 1 (Remez exchange). The
-    // scaling instruction takes the integer below x by itself.
+    // Minimax for the relative error with p(0) = 1 (Remez exchange).
     constexpr float kCoefficients[] = {1.0f, 0.6930448413f, 0.2412801981f, 0.05224247277f,
                                        0.01342668384f};
-    const Vec<float> r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    return _mm512_scalef_ps(polynomial<float>(kCoefficients, r), x);
+    return exp2_by_scaling(kCoefficients, x);
   }
 #endif
   return exp2_nonpositive<sizeof(Storage) == 2>(x);

@@ -67,8 +67,7 @@ def linear_refuses(
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     rows = input.numel() // weight.shape[1]
-    split = weight.dtype == torch.float32 and _module().isa() == "amx"  # faster for any number
-    if rows > _PLAIN_ROWS and not split:
+    if rows > _PLAIN_ROWS and not (weight.dtype == torch.float32 and _module().isa() == "amx"):
         return f"{rows} rows by a plain weight are faster through the GEMM library"
     return pack_refuses(weight.dtype, weight.shape[1])
 

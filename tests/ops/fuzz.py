@@ -124,8 +124,7 @@ def draw(seed: int, index: int, backend: str) -> Case:
             attn_mask=None,
         )
     # The eager path keeps its scores in the dtype of the case: half precision does not hold large ones.
-    half = backend == "reference" and case.dtype in (torch.bfloat16, torch.float16)
-    if case.scale is not None or half:
+    if backend == "reference" and case.dtype in (torch.bfloat16, torch.float16):
         case = replace(case, magnitude=1.0)
     return _limited(rng, case, scores)
 

@@ -71,12 +71,22 @@ def test_a_weight_larger_than_what_is_split_at_a_time(rows: int) -> None:
 FEW, MANY = (1, 2, 13, 14, 15, 32, 33, 48), (50, 64, 65, 97, 300, 513)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "counts"),
-    [(torch.bfloat16, FEW + MANY), (torch.float32, FEW), (torch.float32, MANY)],
-)
-def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype, counts: tuple[int]) -> None:
-    """Bit for bit, whatever tile it falls into; float32 in few rows is as in many to rounding."""
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype, isa: str) -> None:
+    """Bit for bit, whatever tile it falls into; on amx float32 in few rows is as in many to rounding."""
+    if isa not in _native.available_isas():
+        pytest.skip(f"this processor does not run {isa}")
+    before = _native.isa()
+    _native.set_isa(isa)
+    try:
+        for counts in (FEW, MANY) if (dtype, isa) == (torch.float32, "amx") else (FEW + MANY,):
+            check_neighbours(dtype, counts)
+    finally:
+        _native.set_isa(before)
+
+
+def check_neighbours(dtype: torch.dtype, counts: tuple[int, ...]) -> None:
     x, weight = torch.randn(max(counts), 900).to(dtype), torch.randn(70, 900).to(dtype)
     packed = _native_linear.pack(weight)
     whole = ops.linear(x, weight, packed=packed)
