@@ -5,6 +5,7 @@ installed, with sentence-transformers; before and after `ctxfast.accelerate`. Wi
 weights are used.
 """
 
+import argparse
 import sys
 import time
 
@@ -37,8 +38,12 @@ def compare(title, encode, model):
     print(*ctxfast.explain(model).notes, sep="\n")
 
 
-def main():
-    directory = str(sys.argv[1] if len(sys.argv) > 1 else find_weights())
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].split(":")[0])
+    parser.add_argument(
+        "directory", nargs="?", help="of a sentence-transformers model; default: the demo's weights"
+    )
+    directory = str(parser.parse_args(arguments).directory or find_weights())
     sentences = generate_sentences(128)
 
     from transformers import AutoModel, AutoTokenizer
@@ -67,5 +72,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(str(error))

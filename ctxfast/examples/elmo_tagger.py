@@ -7,6 +7,7 @@ Only the mix's weights, its gamma and the tagger itself get gradients (Peters et
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import sys
 from collections.abc import Iterator, Sequence
@@ -96,15 +97,23 @@ def read_conllu(path: str | Path) -> list[Sentence]:
     return [sentence for sentence in sentences if sentence]
 
 
-def main(directory: str, train_file: str, test_file: str) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("directory", help="of an ELMo")
+    parser.add_argument("train", help="CoNLL-U file to learn from")
+    parser.add_argument("test", help="CoNLL-U file to measure on")
+    options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    elmo = Elmo(directory, None, 1, dropout=0.5)
+    try:
+        sentences, test = read_conllu(options.train), read_conllu(options.test)
+        elmo = Elmo(options.directory, None, 1, dropout=0.5)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     elmo.stateful = "reset"
-    sentences = read_conllu(train_file)
     tagger = Tagger(elmo, sorted({tag for sentence in sentences for _, tag in sentence}))
     train(tagger, sentences)
-    print(f"accuracy {tagger.accuracy(read_conllu(test_file)):.4f}")
+    print(f"accuracy {tagger.accuracy(test):.4f}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main()

