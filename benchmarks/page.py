@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from . import charts, report
-from .records import CaseResult, Run
+from .records import CaseResult, Result, Run
+from .report import ratio, seconds, short
 from .svg import style
 from .timing import FEWEST, NOISY_FOREIGN, NOISY_SPREAD
 from .verdicts import Behind, behind, explanation, rivals
@@ -92,20 +95,39 @@ def _items(texts: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{text}</li>' for text in texts)}</ul>" if texts else ""
 
 
-def _table(header: Sequence[str], rows: Sequence[tuple[bool, Sequence[str]]], left: int) -> str:
-    """A table; rows are (whether it is ctxfast's own, cells). The first `left` and the last column hold text."""
+@dataclass(frozen=True)
+class _Row:
+    """Cells of a table; own: whether it is ctxfast's; note: stands below the first cell."""
+
+    cells: Sequence[str]
+    own: bool = False
+    note: str = ""
+
+
+def _table(header: Sequence[str], rows: Sequence[_Row], numbers: range) -> str:
+    """A table. numbers: the columns of figures, whose interval goes below them where there is room."""
 
     def kind(i: int) -> str:
-        return "" if i < left or i == len(header) - 1 else ' class="number"'
+        return ' class="number"' if i in numbers else ""
+
+    def inside(row: _Row, i: int) -> str:
+        text = row.cells[i]
+        if i == 0 and row.note:
+            return f'<span>{escape(text)}<span class="below">{escape(row.note)}</span></span>'
+        split = re.fullmatch(r"(.+?) ([\[(].+[\])])", text) if i in numbers else None
+        if split is None:
+            return escape(text)
+        figure, interval = map(escape, split.groups())
+        return f'<span>{figure} <span class="below">{interval}</span></span>'
 
     head = "".join(f"<th{kind(i)}>{escape(name)}</th>" for i, name in enumerate(header))
     body = []
-    for own, cells in rows:
-        inner = "".join(
-            f'<td{kind(i)} data-label="{escape(header[i])}">{escape(cell)}</td>'
-            for i, cell in enumerate(cells)
+    for row in rows:
+        cells = "".join(
+            f'<td{kind(i)} data-label="{escape(name)}">{inside(row, i)}</td>'
+            for i, name in enumerate(header)
         )
-        body.append(('<tr class="own">' if own else "<tr>") + f"{inner}</tr>")
+        body.append(('<tr class="own">' if row.own else "<tr>") + f"{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
@@ -119,19 +141,14 @@ def _figures(plots: Iterator[charts.Plot]) -> str:
 
 
 def _summary(run: Run) -> str:
-    lines = []
-    for case in run.cases:
-        claim = report.headline(case)
-        if claim and not case.curve and case.find("transformers sdpa"):
-            lines.append(f"<b>{escape(case.description)}</b>: {escape(claim)}.")
     refused = sum(r.status == "refused" for case in run.cases for r in case.results)
     timed = sum(bool(r.seconds) and not r.part for case in run.cases for r in case.results)
     noisy = sum(r.noisy for case in run.cases for r in case.results)
-    lines.append(
-        f"{_count(len(run.cases), 'case')}, {_count(timed, 'candidate')} timed, {refused} refused for wrong "
-        f"numbers, {noisy} marked noisy."
+    text = (
+        f"<p>{_count(len(run.cases), 'case')}, {_count(timed, 'candidate')} timed, {refused} refused for wrong "
+        f"numbers, {noisy} marked noisy.</p>"
     )
-    text = _items(lines) + _figures(charts.overview(run))
+    text += _models(run) + _figures(charts.overview(run))
     if run.left:
         text += (
             f'<p class="warning">Not measured for want of time: {escape(", ".join(run.left))}.</p>'
@@ -139,6 +156,41 @@ def _summary(run: Run) -> str:
     if run.wrong:
         text += f'<p class="warning">ctxfast refused or failed: {escape("; ".join(run.wrong))}.</p>'
     return text
+
+
+def _models(run: Run) -> str:
+    """How many times as fast as transformers, at its best setting and on one padded batch, every whole model is."""
+    rows = []
+    for case in run.cases:
+        padded = case.find("transformers sdpa")
+        buckets = case.find("transformers sdpa, length buckets")
+        if case.curve or padded is None or padded.seconds is None:
+            continue
+        for own in case.own():
+            if not own.native or own.seconds is None:
+                continue
+            sorted_too = buckets is not None and own.dtype in buckets.speedup
+            rows.append(
+                _Row(
+                    [
+                        case.description,
+                        short(own.dtype),
+                        seconds(own.seconds.median),
+                        ratio(padded.speedup[own.dtype]),
+                        ratio(buckets.speedup[own.dtype]) if buckets and sorted_too else "",
+                        *_fastest(case, own),
+                    ]
+                )
+            )
+    header = ["ctxfast on", "type", "time", "over transformers fp32", "the same, length buckets"]
+    header += ["over the fastest peer of the type", "which is"]
+    return _table(header, rows, range(2, 6)) if rows else ""
+
+
+def _fastest(case: CaseResult, own: Result) -> tuple[str, str]:
+    """The ratio to the fastest peer in the type of a result, and its name."""
+    best = next((peer for peer in rivals(case, own) if own.dtype in peer.speedup), None)
+    return (ratio(best.speedup[own.dtype]), best.label) if best else ("", "")
 
 
 def _behind(run: Run) -> str:
@@ -169,7 +221,7 @@ def _behind_on_curves(run: Run) -> list[str]:
     places: dict[tuple[str, ...], list[str]] = {}
     for item in behind(run):
         if item.case.curve and item.same_type:
-            peer = f"{item.peer.label} {report.short(item.peer.dtype)}"
+            peer = f"{item.peer.label} {short(item.peer.dtype)}"
             key = (item.case.workload, item.case.curve, peer)
             places.setdefault(key, []).append(f"{item.case.at:g} ({item.ratio.value:.2f}x)")
     return [
@@ -195,24 +247,22 @@ def _behind_table(found: Sequence[Behind]) -> str:
         item = group[0]
         own, peer = item.own, item.peer
         others = ", ".join(
-            f"{other.peer.label} {report.short(other.peer.dtype)} {other.ratio.value:.2f}x"
+            f"{other.peer.label} {short(other.peer.dtype)} {other.ratio.value:.2f}x"
             for other in group[1:]
         )
         rows.append(
-            (
-                False,
+            _Row(
                 [
                     f"{item.case.workload} {item.case.case}",
-                    f"{peer.label} {report.short(peer.dtype)}"
-                    + (f"; also {others}" if others else ""),
-                    report.ratio(item.ratio),
+                    f"{peer.label} {short(peer.dtype)}" + (f"; also {others}" if others else ""),
+                    ratio(item.ratio),
                     f"{peer.error.max:.0e}" if peer.error else "",
-                    f"{own.error.max:.0e} ({report.short(own.dtype)})" if own.error else "",
+                    f"{own.error.max:.0e} ({short(own.dtype)})" if own.error else "",
                     explanation(item),
-                ],
+                ]
             )
         )
-    return _table(header, rows, 2)
+    return _table(header, rows, range(2, 5))
 
 
 def _workload(run: Run, name: str) -> str:
@@ -231,14 +281,14 @@ def _case(case: CaseResult) -> str:
     text = f"<h3>{escape(case.description)}</h3><p class='soft small'>{escape(details)}</p>"
     claim = report.headline(case)
     if claim:
-        text += f"<p>{escape(claim[0].upper() + claim[1:])}.</p>"
+        text += f"<p>{escape(claim)}.</p>"
     text += "".join(f'<p class="warning small">{escape(w)}.</p>' for w in report.warnings(case))
     header, rows = report.columns(case)
     own = {result.key for result in case.own()}
     timed = [result.key in own for result in case.results if result.seconds]
     if rows:
-        header = ["candidate", *header[1:-1], "notes"]
-        text += _table(header, list(zip(timed, rows, strict=True)), 2)
+        cells = [_Row(row[:-1], mine, row[-1]) for mine, row in zip(timed, rows, strict=True)]
+        text += _table(["candidate", *header[1:-1]], cells, range(2, len(header)))
     absent = [
         f"{escape(r.key if r.dtype else r.label)}: {r.status}, {escape(r.reason)}"
         for r in case.results
@@ -273,7 +323,7 @@ def _machine(run: Run) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in about["libraries"].items())
     settings = " ".join(f"{name}={value}" for name, value in about.get("settings", {}).items())
     gemm = "; ".join(
-        f"{report.short(dtype)} "
+        f"{short(dtype)} "
         + ", ".join(f"{path} {max(rates.values()):.0f}" for path, rates in paths.items())
         for dtype, paths in run.ceilings["gemm_gflops"].items()
     )
@@ -296,10 +346,9 @@ def _machine(run: Run) -> str:
         for name, value in entries.items()
         if value
     )
-    rows = [(name == "ctxfast", [name, version]) for name, version in run.peers.items()]
-    return (
-        f"<dl>{text}</dl><h3>Peers</h3>{_table(['peer', 'version, or why it is absent'], rows, 1)}"
-    )
+    rows = [_Row([name, version], name == "ctxfast") for name, version in run.peers.items()]
+    peers = _table(["peer", "version, or why it is absent"], rows, range(0))
+    return f"<dl>{text}</dl><h3>Peers</h3>{peers}"
 
 
 def _method(run: Run) -> str:

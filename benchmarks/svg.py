@@ -9,7 +9,7 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-WIDTH = 480.0  # units; text is 12 units high, so a plot stays legible at the width of a phone
+WIDTH = 520.0  # units; text is 12 units high, so a plot stays legible at the width of a phone
 _GLYPH = 6.9  # units: the mean width of a character in a wide face
 
 

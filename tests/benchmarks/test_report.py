@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
 
@@ -153,7 +154,8 @@ def test_cosines_stand_beside_the_error_of_int8(tmp_path):
     path = tmp_path / "run.jsonl"
     records.rewrite(path, run)
     assert records.read(path) == run
-    texts = report.terminal(case), readme_tables.markdown(run, case.workload), page.html(run)
+    shown = re.sub(r"<[^>]+>", "", page.html(run))
+    texts = report.terminal(case), readme_tables.markdown(run, case.workload), shown
     for text in texts:
         assert "cosine: least (mean)" in text and text.count("0.99912 (0.99953)") == 1
     stream = io.StringIO()
