@@ -23,6 +23,8 @@ from ctxfast.ops._validate import (
 from ctxfast.ops.linear_activation import linear_activation
 from ctxfast.reference.linear import ACTIVATIONS, activation_backward
 
+_TRANSPOSED_ROWS = 64  # from which on the product that takes weights as they lie is the faster
+
 
 def _reference(input, weight, bias, activation, residual, packed):
     return reference.linear(input, weight, bias, activation=activation, residual=residual)
@@ -40,6 +42,27 @@ def _fake_backward(grad, input, weight):
     )
 
 
+def _is_transposed(weight, packed):
+    """Whether the weight is the transpose of one that lies in rows, as it meets gradients."""
+    return packed is None and weight.t().is_contiguous() and not weight.is_contiguous()
+
+
+def _native(input, weight, bias, activation, residual, packed):
+    if _is_transposed(weight, packed):
+        rows = input.reshape(-1, weight.shape[1])
+        output = _native_matrix_product.product(rows, weight.t(), bias)
+        return output.view(*input.shape[:-1], weight.shape[0])
+    return _native_linear.linear(input, weight, bias, activation, residual, packed)
+
+
+def _native_refuses(input, weight, bias, activation, residual, packed):
+    if _is_transposed(weight, packed) and activation == "none" and residual is None:
+        if input.numel() < _TRANSPOSED_ROWS * weight.shape[1]:
+            return "few rows by a transposed weight are faster through the GEMM library"
+        return _native_matrix_product.refuses(input, weight, bias)
+    return _native_linear.linear_refuses(input, weight, bias, activation, residual, packed)
+
+
 def _native_backward(grad, input, weight):
     dinput = _native_matrix_product.product(grad, weight)
     return dinput, *_native_matrix_product.product_and_row_sums(grad.t(), input)
@@ -55,7 +78,7 @@ def _cublas_refuses(grad, input, weight):
 
 linear_operator = Operator(
     "linear",
-    Implementation("native", _native_linear.linear, _native_linear.linear_refuses),
+    Implementation("native", _native, _native_refuses),
     Implementation("onednn", _onednn.linear, _onednn.linear_refuses),
     Implementation("triton", _triton.linear, _triton_refuses),
     Implementation("reference", _reference, never),

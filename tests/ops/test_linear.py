@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
-from ctxfast.ops import _dispatch, _onednn
+from ctxfast.ops import _dispatch, _native_matrix_product, _onednn
 from tests.ops.implementations import only
 from tests.oracle import assert_matches
 
@@ -86,6 +86,21 @@ def test_a_frozen_weight_costs_no_product(activation):
             results += torch.autograd.grad(results[-1].square().sum(), leaf)
     for ours, whole in zip(results[: len(results) // 2], results[len(results) // 2 :], strict=True):
         torch.testing.assert_close(ours, whole)
+
+
+@pytest.mark.parametrize("rows", [63, 64, 130])
+def test_a_transposed_weight_is_not_copied(rows):
+    """The weight of a frozen layer as its gradient meets it: many rows by it run where it lies."""
+    x, weight, bias, _ = arguments(rows, 57, 130, torch.float32)
+    weight = weight.t().contiguous().t()
+    with _dispatch.record() as verdicts:
+        found = ops.linear(x.view(1, rows, 57), weight, bias)
+    eager = reference.linear(x, weight, bias)
+    exact = reference.linear(x.double(), weight.double(), bias.double())
+    assert found.shape == (1, rows, 130)
+    assert_matches(found[0], eager, exact)
+    if _native_matrix_product.refuses(x) is None:
+        assert [v.ran == "native" for v in verdicts] == [rows >= 64]
 
 
 def test_layouts_and_empty_inputs():
