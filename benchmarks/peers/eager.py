@@ -163,7 +163,7 @@ def layer_norm(case: Case) -> Iterator[Candidate]:
 
 
 class EagerLstm(torch.nn.Module):
-    """Both directions of an LSTM with projection as loops over time in Python."""
+    """Both directions of an LSTM, with projection or without, as loops over time in Python."""
 
     def __init__(self, parameters: torch.nn.LSTM) -> None:
         super().__init__()
@@ -174,15 +174,17 @@ class EagerLstm(torch.nn.Module):
         return (torch.cat((forward, reverse.flip(1)), 2),)
 
     def _direction(self, x: Tensor, suffix: str) -> Tensor:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-        w_ih, w_hh, b_ih, b_hh, w_hr = (getattr(self.lstm, f"{n}_l0{suffix}") for n in names)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        w_ih, w_hh, b_ih, b_hh = (getattr(self.lstm, f"{n}_l0{suffix}") for n in names)
+        w_hr = getattr(self.lstm, f"weight_hr_l0{suffix}", None)
         gates = F.linear(x, w_ih, b_ih + b_hh)
-        h, c = x.new_zeros(len(x), w_hr.shape[0]), x.new_zeros(len(x), w_hr.shape[1])
+        h, c = x.new_zeros(len(x), w_hh.shape[1]), x.new_zeros(len(x), w_hh.shape[0] // 4)
         outputs = []
         for step in range(x.shape[1]):
             i, f, g, o = (gates[:, step] + F.linear(h, w_hh)).chunk(4, 1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = F.linear(torch.sigmoid(o) * torch.tanh(c), w_hr)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            h = h if w_hr is None else F.linear(h, w_hr)
             outputs.append(h)
         return torch.stack(outputs, 1)
 

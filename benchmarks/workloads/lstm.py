@@ -1,4 +1,7 @@
-"""ELMo's LSTM layers: both directions of one layer with projection, 20 steps, one sentence and a batch of 32."""
+"""ELMo's LSTM layers: both directions of one layer with projection, 20 steps, one sentence and a batch of 32.
+
+Beside them a layer without projection, for which oneDNN has a kernel.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ CACHED_BYTES = 24 << 20
 
 @dataclass(frozen=True)
 class LstmInputs:
-    """input [B, T, K], the parameters of a bidirectional torch.nn.LSTM, and whether a step of training is measured."""
+    """input [B, T, K], the parameters of a bidirectional torch.nn.LSTM, and whether a step of training is measured.
+
+    projection: features of the state, 0 for as many as there are cells
+    """
 
     input: Tensor
     parameters: dict[str, Tensor]
     hidden: int
-    features: int
+    projection: int
     training: bool
 
     def to(self, device: torch.device) -> LstmInputs:
@@ -34,7 +40,7 @@ class LstmInputs:
             module = kind(
                 self.input.shape[2],
                 self.hidden,
-                proj_size=self.features,
+                proj_size=self.projection,
                 bidirectional=True,
                 batch_first=True,
                 dtype=dtype,
@@ -58,34 +64,40 @@ class LstmInputs:
 
 def lstm(size: str) -> Iterator[Case]:
     """Forward, then forward and backward, at the sizes of the published models."""
-    models = {"tiny": ((32, 8),), "base": ((4096, 512), (2048, 256), (1024, 128))}[size]
+    models = {
+        "tiny": ((32, 8), (8, 0)),
+        "base": ((4096, 512), (2048, 256), (1024, 128), (512, 0)),
+    }[size]
     steps, batches = {"tiny": (4, (1, 3)), "base": (20, (1, 32))}[size]
     for training in (False, True):
-        for hidden, features in models:
+        for hidden, projection in models:
             for batch in batches:
-                yield _case(hidden, features, batch, steps, training)
+                yield _case(hidden, projection, batch, steps, training)
 
 
-def _case(hidden: int, features: int, batch: int, steps: int, training: bool) -> Case:
+def _case(hidden: int, projection: int, batch: int, steps: int, training: bool) -> Case:
+    features = projection or hidden
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = nn.LSTM(features, hidden, proj_size=features, bidirectional=True)
+        module = nn.LSTM(features, hidden, proj_size=projection, bidirectional=True)
         x = torch.randn(batch, steps, features)
     parameters = {name: x.detach() for name, x in module.named_parameters()}
-    inputs = LstmInputs(x, parameters, hidden, features, training)
+    inputs = LstmInputs(x, parameters, hidden, projection, training)
     weights = 4 * hidden * features  # of the input, and again of the state
-    recurrent = weights + hidden * features
+    recurrent = weights + hidden * projection
     passes = 3 if training else 1
 
     def traffic(element: int) -> float:
         reads = 1 if recurrent * element <= CACHED_BYTES else steps
         return 2.0 * passes * element * (weights + recurrent * reads)
 
+    size = f"{hidden}/{projection}" if projection else f"{hidden}"
+    cells = f"{hidden} cells" + (f" projected to {projection}" if projection else "")
     return Case(
         workload="lstm",
-        name=f"{'train-' if training else ''}{hidden}/{features}-{batch}x{steps}",
+        name=f"{'train-' if training else ''}{size}-{batch}x{steps}",
         kind="lstm",
-        description=f"bidirectional LSTM, {hidden} cells projected to {features}, {batch} x {steps} tokens"
+        description=f"bidirectional LSTM, {cells}, {batch} x {steps} tokens"
         + (", forward and backward" if training else ""),
         inputs=inputs,
         truth=lambda: inputs.run(inputs.module(nn.LSTM, torch.float64), torch.float64),
