@@ -64,7 +64,7 @@ def _shown(table: str, plot: str | None, title: str) -> list[str]:
 def _one_case(case: CaseResult, plot: str | None) -> list[str]:
     own = [result.dtype for result in case.own()]
     claim = headline(case)
-    blocks = [_sentence(case.description) + (f" {_sentence(claim)}" if claim else "")]
+    blocks = [_sentence(case.description) + (f" {claim}." if claim else "")]
     timed = [result for result in case.results if result.seconds and not result.part]
     with_memory = any(result.memory for result in timed)
     header = ["", "type", "time", *(f"of ctxfast {short(dtype)}" for dtype in own), "max error"]
