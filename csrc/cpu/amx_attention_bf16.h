@@ -3,14 +3,8 @@
 // turn the scores of one into weights, tiles multiply the weights of the cell before with its
 // values and the queries of the next with its keys. The next may be of another head or sequence.
 //
-// While tiles are busy, float multiplications run on one port of two and integer operations,
-// permutations and additions on the other; the exponential is made of as few of the former as
-// possible: a line in each of sixteen parts of an octave, whose ends are looked up in registers
-// (Tang 1989). It is good to 13 bits, and weights are rounded to 8.
-//
-// A row's level need not be its largest score, only near it: the first cell sets it, and it rises
-// when weights become large (a threshold for rescaling: Ye et al. 2025, Shah et al. 2024 keep the
-// exact maximum).
+// A row's level, which is subtracted from its scores, need not be its largest score, only near it:
+// the first cell sets it, and it rises when weights become large.
 #pragma once
 
 #include "cpu/amx_product_stream.h"
@@ -39,34 +33,6 @@ struct CellWorkspace : ForwardWorkspace<bfloat16> {
     sums = divider.take<float>(kForwardRowLimit<bfloat16> * 16);
     bytes += divider.used();
   }
-};
-
-// 2^x for any x, relative error at most 1.6e-4 and 0 on average.
-class CoarseExp2 {
- public:
-  CoarseExp2() : base_(load(kBase)), slope_(load(kSlope)) {}
-  CTXFAST_INLINE Vec<float> operator()(Vec<float> x) const {
-    constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-    const Vec<float> rest = _mm512_reduce_ps(x, 4 << 4 | kDown);
-    // The last bits of the sum count sixteenths.
-    const __m512i part = (__m512i)_mm512_add_round_ps(x, splat<float>(kSixteenths), kDown);
-    const Vec<float> base = _mm512_permutexvar_ps(part, base_);
-    const Vec<float> slope = _mm512_permutexvar_ps(part, slope_);
-    return _mm512_scalef_ps(slope * rest + base, x);
-  }
-
- private:
-  static constexpr float kSixteenths = 786432.0f;  // 1.5 * 2^19
-  // 2^(i/16) times the line that is nearest to 2^r on [0, 1/16] in relative error.
-  static constexpr float kBase[] = {0.999843620f, 1.044110479f, 1.090337200f, 1.138610552f,
-                                    1.189021147f, 1.241663611f, 1.296636756f, 1.354043769f,
-                                    1.413992408f, 1.476595201f, 1.541969655f, 1.610238484f,
-                                    1.681529833f, 1.755977519f, 1.833721285f, 1.914907062f};
-  static constexpr float kSlope[] = {0.708269731f, 0.739627511f, 0.772373619f, 0.806569520f,
-                                     0.842279404f, 0.879570299f, 0.918512203f, 0.959178212f,
-                                     1.001644660f, 1.045991258f, 1.092301247f, 1.140661555f,
-                                     1.191162956f, 1.243900246f, 1.298972415f, 1.356482837f};
-  const Vec<float> base_, slope_;
 };
 
 struct CellAttend : Attend<bfloat16> {
@@ -102,6 +68,10 @@ class CellPipeline {
   // Query rows [begin, end) of a (sequence, head).
   void run(const AttentionForwardArgs& args, const AttentionSequence& sequence, int64_t index,
            int64_t head, int64_t begin, int64_t end) {
+    if (sequence.key_length <= kFewKeys) {
+      finish();
+      return Attend<bfloat16>(args, sequence, index, head, work_).run(begin, end);
+    }
     void* place = places_[item_ % kUnderWay];
     const int64_t cells = cell_;
     const CellAttend& rows = *new (place) CellAttend(args, sequence, index, head, work_);
@@ -128,21 +98,23 @@ class CellPipeline {
     if (cell_ != cells) ++item_;
   }
 
+  // Brings all cells to their end.
   void finish() {
-    for (int i = 0; i < 2; ++i) {
+    for (; idle_ < 2; ++idle_) {
       cells_[cell_ % kUnderWay].row = nullptr;
       push();
     }
   }
 
  private:
-  static constexpr int kUnderWay = 3;  // cells, and so rows of cells and items
+  static constexpr int kUnderWay = 3;      // cells, and so rows of cells and items
+  static constexpr int64_t kFewKeys = 32;  // whose cells would be nearly empty
   const CellWorkspace& work_;
-  const CoarseExp2 exp2_;
   alignas(CellAttend) char places_[kUnderWay][sizeof(CellAttend)];
   CellRow rows_[kUnderWay];
   Cell cells_[kUnderWay];
   int64_t item_ = 0, row_ = 0, cell_ = 0;  // what comes next
+  int idle_ = 2;                           // cells that were pushed last and are none
   uint32_t raised_ = 0;  // rows of the cell whose state is to be multiplied with rescale
 
   void push_row(CellRow& row) {
@@ -160,6 +132,7 @@ class CellPipeline {
       cell.first = key == from;
       cell.last = next == to;
       push();
+      idle_ = 0;
       key = next;
     }
     ++row_;
@@ -217,15 +190,16 @@ class CellPipeline {
   void push() {
     const Cell &next = cells_[cell_ % kUnderWay], &now = cells_[(cell_ + 2) % kUnderWay];
     const Cell& before = cells_[(cell_ + 1) % kUnderWay];
-    ProductStream stream;
-    if (next.row != nullptr) stream.add(scores_job(next));
+    ProductJobs jobs;
+    if (next.row != nullptr) jobs.add(scores_job(next));
     if (before.row != nullptr) {
       if (before.first) show_values(before);
-      stream.add(values_job(before));
+      jobs.add(values_job(before));
     }
-    stream.start(now.row == nullptr ? 1 : now.row->step.rows);
-    if (now.row != nullptr) weigh(now, &stream);
-    stream.finish();
+    if (now.row != nullptr)
+      weigh(now, jobs);
+    else
+      ProductStream(jobs, 1).finish();
     if (raised_ != 0) rescale_state(now);
     if (before.row != nullptr && before.ends()) write_rows(before);
     ++cell_;
@@ -238,27 +212,27 @@ class CellPipeline {
   }
 
   // Scores into weights, while the stream runs.
-  void weigh(const Cell& cell, ProductStream* stream) {
+  void weigh(const Cell& cell, const ProductJobs& jobs) {
     const CellAttend& rows = *cell.row->rows;
     const CellAttend::Step& step = cell.row->step;
     const KeyRange first = key_range(rows.common, rows.sequence, step.begin);
     const KeyRange last = key_range(rows.common, rows.sequence, step.begin + step.rows - 1);
     const bool whole = last.begin <= cell.key0() && first.end >= cell.key0() + cell.columns;
     if (whole && !rows.terms.any && rows.dropout.threshold == 0)
-      weigh_rows<false>(cell, stream);
+      weigh_rows<false>(cell, jobs);
     else
-      weigh_rows<true>(cell, stream);
+      weigh_rows<true>(cell, jobs);
   }
 
   // kAny: with whatever else there is to do for a row
   template <bool kAny>
-  CTXFAST_NOINLINE void weigh_rows(const Cell& cell, ProductStream* stream) {
+  CTXFAST_NOINLINE void weigh_rows(const Cell& cell, const ProductJobs& jobs) {
     const CellAttend& rows = *cell.row->rows;
     const CellAttend::Step& step = cell.row->step;
     const int64_t slot = step.slot, count = step.rows, columns = cell.columns;
     const bool starts = cell.starts();
     const float factor = kAny && rows.terms.any ? 1.0f : rows.factor;
-    const CoarseExp2 power = exp2_;
+    ProductStream stream(jobs, count);
     float* scores = work_.cell_scores[(cell_ + 1) % 2];
     char* weights = work_.cell_weights[(cell_ + 1) % 2];
     for (int64_t r = 0; r < count; ++r, scores += kCellKeys, weights += kMatrixBytes) {
@@ -267,12 +241,13 @@ class CellPipeline {
       float* level = work_.maximum + slot + r;
       if (starts || *level == kUnset) *level = row_maximum(scores, columns) * factor;
       float* sum = work_.sums + (slot + r) * 16;
-      Vec<float> part = weigh_row<kAny>(power, scores, columns, factor, *level, kept, weights);
+      Vec<float> part = weigh_row<kAny>(scores, columns, factor, *level, kept, weights);
       if (_mm512_cmp_ps_mask(part, splat<float>(kMostPart), _CMP_NLT_UQ) != 0)
         part = weigh_again<kAny>(cell, r, scores, factor, kept, weights);
       store(sum, starts ? part : load(sum) + part);
-      stream->advance();
+      stream.advance();
     }
+    stream.finish();
   }
 
   static constexpr float kUnset = -__builtin_huge_valf();  // of a row that has met no key yet
@@ -297,15 +272,14 @@ class CellPipeline {
 
   // The weights of a row, in pieces of 32 keys; returns their sum, lane by lane.
   template <bool kDrops>
-  static CTXFAST_INLINE Vec<float> weigh_row(const CoarseExp2& power, const float* scores,
-                                             int64_t columns, float factor, float level,
-                                             uint64_t kept, char* out) {
+  static CTXFAST_INLINE Vec<float> weigh_row(const float* scores, int64_t columns, float factor,
+                                             float level, uint64_t kept, char* out) {
     Vec<float> sum = {};
     const float base = level == kUnset ? 0.0f : level;
 #pragma GCC unroll 2
     for (int64_t j = 0; j < columns; j += 32, out += kTileStep) {
-      Vec<float> x = power(load(scores + j) * factor - base);
-      Vec<float> y = power(load(scores + j + 16) * factor - base);
+      Vec<float> x = weight_of<bfloat16>(load(scores + j) * factor - base);
+      Vec<float> y = weight_of<bfloat16>(load(scores + j + 16) * factor - base);
       sum += x;
       sum += y;
       if constexpr (kDrops) {
@@ -331,7 +305,7 @@ class CellPipeline {
       raised_ |= uint32_t{1} << r;
       *level = peak;
     }
-    return weigh_row<kDrops>(exp2_, scores, cell.columns, factor, *level, kept, out);
+    return weigh_row<kDrops>(scores, cell.columns, factor, *level, kept, out);
   }
 
   void rescale_state(const Cell& cell) {

@@ -25,10 +25,8 @@ struct ProductJob {
 constexpr int64_t kTileBytes = kMatrixRows * kMatrixBytes;
 constexpr int64_t kTileStep = 2 * kTileBytes;
 
-class ProductStream {
+class ProductJobs {
  public:
-  static constexpr int kMostJobs = 6;
-
   // A product of any depth. Jobs are written element by element: a wide copy of what was just
   // written waits until it has left the store buffer, behind all results of the tiles.
   CTXFAST_INLINE void add(const ProductJob& whole) {
@@ -44,29 +42,39 @@ class ProductStream {
       job.c = whole.c;
       job.c_row = whole.c_row;
       job.starts = whole.starts && done == 0;
-      left_ += 2 * job.steps * job.columns;
+      products_ += 2 * job.steps * job.columns;
     }
   }
+
+ private:
+  friend class ProductStream;
+  static constexpr int kMostJobs = 6;
+  ProductJob jobs_[kMostJobs];
+  int count_ = 0;
+  int64_t products_ = 0;
+};
+
+// What it counts stays in registers: results of tiles fill the store buffer.
+class ProductStream {
+ public:
   // To be done in the course of `work` units of other work.
-  void start(int64_t work) { rate_ = (left_ + work - 1) / work; }
+  CTXFAST_INLINE ProductStream(const ProductJobs& jobs, int64_t work)
+      : job_(jobs.jobs_ - 1), left_(jobs.products_), rate_((jobs.products_ + work - 1) / work) {}
   // A unit of other work is done.
   CTXFAST_INLINE void advance() {
     for (int64_t k = 0; k < rate_; ++k) multiply();
   }
-  void finish() {
+  CTXFAST_INLINE void finish() {
     while (left_ != 0) multiply();
   }
 
  private:
-  ProductJob jobs_[kMostJobs];
-  int count_ = 0, job_ = -1;
-  int64_t left_ = 0;  // tile products
-  // Not side by side: the two are then never loaded as one, for the reason above.
-  const char* b_ = nullptr;
-  int64_t rate_ = 0;
-  char* c_ = nullptr;
+  const ProductJob* job_;
+  int64_t left_, rate_;  // tile products
   int turn_ = 0;         // of a column's products
   int64_t columns_ = 0;  // left of the job
+  const char* b_ = nullptr;
+  char* c_ = nullptr;
 
   CTXFAST_INLINE void multiply() {
     if (left_ == 0) return;
@@ -80,7 +88,7 @@ class ProductStream {
       case 1:
         multiply_matrix<1, 5, 2>();
         turn_ = 2;
-        if (jobs_[job_].steps == 1) end_column();
+        if (job_->steps == 1) end_column();
         break;
       case 2:
         multiply_matrix<0, 6, 3>();
@@ -93,35 +101,33 @@ class ProductStream {
   }
 
   CTXFAST_INLINE void begin_column() {
-    if (columns_ == 0) next_job();
-    const ProductJob& job = jobs_[job_];
-    if (job.starts) {
+    if (columns_ == 0) begin_job();
+    if (job_->starts) {
       clear_matrix<0>();
       clear_matrix<1>();
     } else {
-      load_matrix<0>(c_, job.c_row);
-      load_matrix<1>(c_ + kMatrixRows * job.c_row, job.c_row);
+      load_matrix<0>(c_, job_->c_row);
+      load_matrix<1>(c_ + kMatrixRows * job_->c_row, job_->c_row);
     }
-    load_matrix<2>(b_, job.b_row);
-    if (job.steps > 1) load_matrix<3>(b_ + job.b_step, job.b_row);
+    load_matrix<2>(b_, job_->b_row);
+    if (job_->steps > 1) load_matrix<3>(b_ + job_->b_step, job_->b_row);
   }
-  CTXFAST_NOINLINE void next_job() {
-    const ProductJob& job = jobs_[++job_];
-    columns_ = job.columns;
-    b_ = job.b;
-    c_ = job.c;
-    load_matrix<4>(job.a, kMatrixBytes);
-    load_matrix<5>(job.a + kTileBytes, kMatrixBytes);
-    if (job.steps == 1) return;
-    load_matrix<6>(job.a + kTileStep, kMatrixBytes);
-    load_matrix<7>(job.a + kTileStep + kTileBytes, kMatrixBytes);
+  CTXFAST_INLINE void begin_job() {
+    ++job_;
+    columns_ = job_->columns;
+    b_ = job_->b;
+    c_ = job_->c;
+    load_matrix<4>(job_->a, kMatrixBytes);
+    load_matrix<5>(job_->a + kTileBytes, kMatrixBytes);
+    if (job_->steps == 1) return;
+    load_matrix<6>(job_->a + kTileStep, kMatrixBytes);
+    load_matrix<7>(job_->a + kTileStep + kTileBytes, kMatrixBytes);
   }
   CTXFAST_INLINE void end_column() {
-    const ProductJob& job = jobs_[job_];
-    store_matrix<0>(c_, job.c_row);
-    store_matrix<1>(c_ + kMatrixRows * job.c_row, job.c_row);
+    store_matrix<0>(c_, job_->c_row);
+    store_matrix<1>(c_ + kMatrixRows * job_->c_row, job_->c_row);
     --columns_;
-    b_ += job.b_column;
+    b_ += job_->b_column;
     c_ += kMatrixBytes;
     turn_ = 0;
   }
