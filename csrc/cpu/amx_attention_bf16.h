@@ -17,7 +17,7 @@ CTXFAST_NAMESPACE_BEGIN
 constexpr int64_t kCellRows = 32, kCellKeys = 64;
 
 struct CellWorkspace : ForwardWorkspace<bfloat16> {
-  float *cell_scores[2], *cell_state, *sums;  // state and sums of kForwardRowLimit rows
+  float *cell_scores[2], *cell_state, *sums;  // state and sums of kForwardKeptRows rows
   char *cell_weights[2], *cell_queries;
 
   CellWorkspace(void* memory, const AttentionSizes& sizes)
@@ -29,8 +29,8 @@ struct CellWorkspace : ForwardWorkspace<bfloat16> {
       cell_weights[i] = divider.take<char>(kCellKeys / 32 * kTileStep);
     }
     cell_queries = divider.take<char>(sizes.words / 16 * kTileStep);
-    cell_state = divider.take<float>(kForwardRowLimit<bfloat16> * sizes.width);
-    sums = divider.take<float>(kForwardRowLimit<bfloat16> * 16);
+    cell_state = divider.take<float>(kForwardKeptRows<bfloat16> * sizes.width);
+    sums = divider.take<float>(kForwardKeptRows<bfloat16> * 16);
     bytes += divider.used();
   }
 };
@@ -108,7 +108,7 @@ class CellPipeline {
 
  private:
   static constexpr int kUnderWay = 3;      // cells, and so rows of cells and items
-  static constexpr int64_t kFewKeys = 32;  // whose cells would be nearly empty
+  static constexpr int64_t kFewKeys = 48;  // whose cells would be nearly empty
   const CellWorkspace& work_;
   alignas(CellAttend) char places_[kUnderWay][sizeof(CellAttend)];
   CellRow rows_[kUnderWay];
@@ -119,7 +119,8 @@ class CellPipeline {
 
   void push_row(CellRow& row) {
     // What is kept of rows that are done at once is in use for two more cells.
-    if (row.step.starts && row.step.ends) row.step.slot = row_ % kUnderWay * kCellRows;
+    if (row.step.starts && row.step.ends)
+      row.step.slot = kForwardRowLimit<bfloat16> + row_ % kUnderWay * kCellRows;
     const int64_t from = greater(row.step.range.begin - row.packed, 0) / 32 * 32;
     const int64_t to = round_up(smaller(row.step.range.end, row.packed_end) - row.packed, 32);
     pack_queries(*row.rows, row.step);
