@@ -91,6 +91,7 @@ struct Attend {
     int64_t slot;       // of what is kept of the rows; nothing is of rows that are done at once
 
     Step() = default;
+    static void* operator new(size_t, void* place) { return place; }
     Step(const Attend& attend, int64_t origin_, int64_t begin_, int64_t end, int64_t packed)
         : origin(origin_), begin(begin_), rows(end - begin_) {
       range = {key_range(attend.common, attend.sequence, begin).begin,
@@ -227,12 +228,18 @@ struct Attend {
     }
   }
 
-  // Keys and values [packed, packed_end); keys before `low` are not seen.
+  // Keys [packed, packed_end); those before `low` are not seen.
+  void pack_keys(int64_t packed, int64_t packed_end, int64_t low) const {
+    pack_transposed<Storage>(rows_of(common.key, common.key_stride, sequence.key_start + packed),
+                             common.key_stride[2], packed_end - packed, depth,
+                             terms.key_filter(packed, low), work.keys);
+  }
+
+  // Keys and values [packed, packed_end).
   void pack_block(int64_t packed, int64_t packed_end, int64_t low) const {
     const int64_t count = packed_end - packed, row = sequence.key_start + packed;
     const RowFilter filter = terms.key_filter(packed, low);
-    pack_transposed<Storage>(rows_of(common.key, common.key_stride, row), common.key_stride[2],
-                             count, depth, filter, work.keys);
+    pack_keys(packed, packed_end, low);
     const Storage* value = rows_of(common.value, common.value_stride, row);
     values = work.values;
     value_row = width;

@@ -1,6 +1,7 @@
 // Attention forward (Dao et al. 2022; Dao 2023) on CPU. A work item is a range of query rows of one
 // (sequence, head).
 #include "cpu/amx_attention.h"
+#include "cpu/amx_attention_bf16.h"
 #include "cpu/attention_attend.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
@@ -9,16 +10,32 @@ CTXFAST_NAMESPACE_BEGIN
 
 namespace {
 
+// Work items one after the other.
+template <typename Rows, typename Workspace>
+struct InTurn {
+  const Workspace& work;
+  void run(const AttentionForwardArgs& args, const AttentionSequence& sequence, int64_t index,
+           int64_t head, int64_t begin, int64_t end) const {
+    Rows(args, sequence, index, head, work).run(begin, end);
+  }
+  void finish() const {}
+};
+
 template <typename Storage>
 struct ForwardTask {
-  using Rows = Attend<Storage>;
   using Workspace = ForwardWorkspace<Storage>;
+  using Items = InTurn<Attend<Storage>, Workspace>;
 };
 #if defined(CTXFAST_AMX)
 template <>
 struct ForwardTask<float> {
-  using Rows = SplitAttend;
   using Workspace = SplitForwardWorkspace;
+  using Items = InTurn<SplitAttend, Workspace>;
+};
+template <>
+struct ForwardTask<bfloat16> {
+  using Workspace = CellWorkspace;
+  using Items = CellPipeline;
 };
 #endif
 
@@ -36,9 +53,9 @@ Status run(const AttentionForwardArgs& args) {
       plan.split(common, {false, kForwardPiece<Storage>, kForwardRowLimit<Storage>, sizes.block});
 
   int32_t failed = 0;
-  const int64_t items = pieces.count * common.heads;
-  const int64_t grain = heads_together(common, items);
-  parallel_for(common.threads, items, grain, [&](int64_t first, int64_t last) {
+  const int64_t count = pieces.count * common.heads;
+  const int64_t grain = heads_together(common, count);
+  parallel_for(common.threads, count, grain, [&](int64_t first, int64_t last) {
     void* memory = thread_scratch(typename Task::Workspace(nullptr, sizes).bytes);
     if (memory == nullptr) {
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
@@ -46,12 +63,13 @@ Status run(const AttentionForwardArgs& args) {
     }
     const typename Task::Workspace work(memory, sizes);
     [[maybe_unused]] const ProductScope<Storage> scope;
+    typename Task::Items items{work};
     for (int64_t item = first; item < last; ++item) {
       const AttentionPiece& piece = pieces.items[item / common.heads];
-      const typename Task::Rows attend(args, plan.sequence(piece.sequence), piece.sequence,
-                                       item % common.heads, work);
-      attend.run(piece.begin, piece.end);
+      items.run(args, plan.sequence(piece.sequence), piece.sequence, item % common.heads,
+                piece.begin, piece.end);
     }
+    items.finish();
   });
   if (common.cu_seqlens_q != nullptr) {
     const int64_t used = common.cu_seqlens_q[common.batch];

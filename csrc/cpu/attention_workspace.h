@@ -15,6 +15,10 @@ template <typename Storage>
 constexpr int64_t kForwardRowLimit =
     kSplits<Storage> ? 3 * kForwardPiece<Storage> : 10 * kForwardStep<Storage>;
 
+// Rows that state is kept for: of a task, and of three steps that are done at once.
+template <typename Storage>
+constexpr int64_t kForwardKeptRows = kForwardRowLimit<Storage> + 3 * kForwardStep<Storage>;
+
 // Elements from row to row of the state: whole vectors, or whole blocks of columns.
 template <typename Storage>
 CTXFAST_INLINE int64_t forward_state_width(int64_t head_dim) {
@@ -81,8 +85,8 @@ struct ForwardWorkspace {
     queries = divider.take<Word>(kForwardStep<Storage> * sizes.words);
     scores = divider.take<T>(kForwardStep<Storage> * (sizes.block + kLanes<T>));
     state = divider.take<T>(kForwardRowLimit<Storage> * forward_state_width<Storage>(sizes.width));
-    maximum = divider.take<T>(kForwardRowLimit<Storage>);
-    sum = divider.take<T>(kForwardRowLimit<Storage>);
+    maximum = divider.take<T>(kForwardKeptRows<Storage>);
+    sum = divider.take<T>(kForwardKeptRows<Storage>);
     rescale = divider.take<T>(kForwardStep<Storage>);
     bytes = divider.used();
   }

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree
 
 from ctxfast.ops._dispatch import Operator
@@ -43,16 +44,18 @@ def define(
     torch.library.register_vmap(qualified, rule, lib=_library)
     if backward is None or setup_context is None:
         return overload
-    return _with_transforms(overload, setup_context, backward, rule)
+    return _with_transforms(operator, overload, setup_context, backward, rule)
 
 
 def _with_transforms(
+    operator: Operator,
     overload: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
     rule: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """The overload; under `torch.func` transforms, which registered gradients do not serve, an autograd function."""
+    """The overload; under `torch.func` transforms, which registered gradients do not serve, an autograd function; and
+    the operator itself where that is all that would run."""
     members = {
         "forward": staticmethod(lambda *args: overload(*args)),
         "setup_context": staticmethod(setup_context),
@@ -62,11 +65,35 @@ def _with_transforms(
     function: Any = type("Transformed", (torch.autograd.Function,), members)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return overload(*args)
-        return function.apply(*args)
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*args)
+        return operator(*args) if _needs_no_dispatcher(args) else overload(*args)
 
     return call
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher would do nothing but call the operator, at the price of a third of a small call."""
+    if (
+        torch.is_grad_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    return all(
+        type(x) in _PLAIN and (x.is_cpu or x.is_cuda)
+        if isinstance(x, Tensor)
+        else type(x) not in (list, tuple)
+        for x in args
+    )
 
 
 def _sample_by_sample(overload: Callable[..., Any]) -> Callable[..., Any]:

@@ -324,3 +324,34 @@ def test_weights_below_the_normal_range_vanish(isa):
     attend = torch.nn.functional.scaled_dot_product_attention
     exact = attend(query.double(), key.double(), value.double())
     assert_matches(result, attend(query, key, value), exact)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rise", [0.05, -0.05])
+def test_scores_that_rise_or_fall_from_key_to_key(rise, isa):
+    """A key outweighs those of the block before it by far more than a weight can hold, or the other way round."""
+    query, key, value = torch.randn(3, 2, 2, 600, 64)
+    key = 0.1 * key + (rise * torch.arange(600.0))[:, None]
+    query, key, value = ((0.1 * query + 1).bfloat16(), key.bfloat16(), value.bfloat16())
+    with machine(Case(isa=isa)), only("native"):
+        result, lse = ops.attention_with_lse(query, key, value)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    exact = attend(query.double(), key.double(), value.double())
+    assert_matches(result, attend(query, key, value), exact)
+    scores = query.double() @ key.double().mT / 8
+    assert torch.allclose(lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("window", [(100, 37), (40, 90), (300, 0), (0, 200)], ids=str)
+def test_windows_across_blocks_of_keys(window, isa):
+    """Rows that meet one block of keys only, beside rows of the same task that meet two."""
+    heads = 8  # enough that tasks have many rows
+    query, key, value = torch.randn(3, 1, heads, 1100, 64).bfloat16()
+    i, j = torch.arange(1100)[:, None], torch.arange(1100)
+    mask = (j >= i - window[0]) & (j <= i + window[1])
+    with machine(Case(isa=isa, threads=1)), only("native"):
+        result = ops.attention(query, key, value, window_size=window)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    exact = attend(query.double(), key.double(), value.double(), attn_mask=mask)
+    assert_matches(result, attend(query, key, value, attn_mask=mask), exact)

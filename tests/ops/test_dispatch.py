@@ -8,9 +8,12 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctxfast
 from ctxfast import ops
+from ctxfast.ops import _library
 from ctxfast.ops._dispatch import OPERATORS, Implementation, Operator, never
 
 
@@ -80,3 +83,31 @@ def test_explain_of_a_module_counts_every_operator():
 
     explanation = ctxfast.explain(Twice(), torch.randn(4, 4))
     assert sum(explanation.calls.values()) == 2
+
+
+class Listener(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.heard.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_whoever_listens_hears_of_a_call_that_skips_the_dispatcher_otherwise():
+    x = torch.randn(1, 2, 4, 8)
+    with torch.no_grad():
+        with Listener() as listener:
+            ops.attention(x, x, x)
+        assert listener.heard == ["ctxfast.attention.default"]
+        with torch.profiler.profile() as profile:
+            ops.attention(x, x, x)
+        assert "ctxfast::attention" in {event.key for event in profile.key_averages()}
+        assert _library._needs_no_dispatcher((x, x, None, 1.0))
+        with forward_ad.dual_level():
+            assert not _library._needs_no_dispatcher((x, x, None, 1.0))
+        assert not _library._needs_no_dispatcher((x.to("meta"), x))
+    assert not _library._needs_no_dispatcher((x, x))
+    with torch.inference_mode():
+        assert ops.attention(x, x, x).is_inference()
