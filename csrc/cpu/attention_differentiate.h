@@ -34,6 +34,8 @@ struct Differentiate {
   const ScoreTerms terms;
   const DropoutRow dropout;
   const T kept;
+  const bool hides;  // some rows do not attend some keys that are multiplied
+  mutable RowsApart<Storage, kLongestBlock> keys_apart;  // of the block at hand
 
   Differentiate(const AttentionBackwardArgs& args_, const AttentionSequence& sequence_,
                 int64_t index_, int64_t head_, int wanted_, const BackwardWorkspace<Storage>& work_,
@@ -48,7 +50,9 @@ struct Differentiate {
         sizes(sizes_),
         terms(common, index_, head_, sequence_.holes),
         dropout{common.seed, common.dropout_threshold, head_, index_},
-        kept(kept_factor<T>(common.dropout_threshold)) {}
+        kept(kept_factor<T>(common.dropout_threshold)),
+        hides(common.window_left >= 0 || common.window_right >= 0 || terms.any ||
+              sequence.key_begin > 0) {}
 
   template <typename P>
   P* rows_of(P* base, const int64_t (&stride)[3], int64_t row) const {
@@ -191,6 +195,7 @@ struct Differentiate {
     const int64_t step =
         kPack * stride;  // from one word row of the transposed operands to the next
     const int64_t keys = high - key0;
+    const KeyRange at_hand = {key0, high};
     if (wanted & kGradKeyValue) {
       const Word* weights = reinterpret_cast<const Word*>(work.scores);
       const Word* grads = reinterpret_cast<const Word*>(work.grad_scores);
@@ -208,14 +213,19 @@ struct Differentiate {
       const int64_t row = sequence.key_start + key0;
       if (passage.keys_end)
         tile.output = rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row);
+      add_rows_apart(stage, work.scores, args.grad_output, args.grad_output_stride, begin, rows,
+                     live, at_hand, &tile);
       for_each_product<Storage>(keys, width / kLanes<T>, tile);
       tile.left = grads;
       tile.right = work.query_columns;
       tile.total = work.grad_keys + from * width;
+      tile.starts = passage.keys_start;
       tile.scale = T(common.scale);
       tile.output_stride = args.grad_key_stride[2];
       if (passage.keys_end)
         tile.output = rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row);
+      add_rows_apart(stage, work.grad_scores, common.query, common.query_stride, begin, rows, live,
+                     at_hand, &tile);
       for_each_product<Storage>(keys, width / kLanes<T>, tile);
     }
     if (wanted & kGradQuery) {
@@ -235,8 +245,52 @@ struct Differentiate {
       if (passage.queries_whole)
         tile.output = rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
                               sequence.query_start + begin);
+      add_keys_apart(stage, begin, rows, block, at_hand, &tile);
       for_each_product<Storage>(rows, width / kLanes<T>, tile);
     }
+  }
+
+  // The part of a product over `rows` query rows from `begin` on that comes of rows that are not
+  // finite; in the right operand they are zero from now on.
+  void add_rows_apart(const GradientRows<Storage>& stage, const T* weights, const void* base,
+                      const int64_t (&stride)[3], int64_t begin, int64_t rows, const uint8_t* live,
+                      KeyRange at_hand, AccumulateTile<Storage, true>* product) const {
+    if (!hides) return;
+    RowsApart<Storage, kBackwardStep<Storage>> apart;
+    apart.find(query_row(base, stride, begin), stride[2], rows, common.head_dim, {0, live, 1});
+    if (apart.count == 0) return;
+    apart.clear(const_cast<Word*>(product->right), sizes.width);
+    product->start(at_hand.end - at_hand.begin);
+    for (int64_t n = 0; n < apart.count; ++n) {
+      const int64_t r = apart.rows[n], i = begin + r;
+      for (int64_t j = at_hand.begin; j < at_hand.end; ++j)
+        if (attends(i, j))
+          add_row(query_row(base, stride, i), common.head_dim,
+                  stage.word_element(weights, r, j - at_hand.begin),
+                  product->total + (j - at_hand.begin) * sizes.width);
+    }
+  }
+
+  // The same for a product over keys.
+  void add_keys_apart(const GradientRows<Storage>& stage, int64_t begin, int64_t rows,
+                      int64_t block, KeyRange at_hand,
+                      AccumulateTile<Storage, false>* product) const {
+    if (keys_apart.count == 0) return;
+    product->start(rows);
+    for (int64_t n = 0; n < keys_apart.count; ++n) {
+      const int64_t j = block + keys_apart.rows[n];
+      if (j < at_hand.begin || j >= at_hand.end) continue;
+      for (int64_t r = 0; r < rows; ++r)
+        if (attends(begin + r, j))
+          add_row(key_row(common.key, common.key_stride, j), common.head_dim,
+                  stage.word_element(work.grad_scores, r, j - at_hand.begin),
+                  product->total + r * sizes.width);
+    }
+  }
+
+  bool attends(int64_t i, int64_t j) const {
+    const KeyRange range = key_range(common, sequence, i);
+    return j >= range.begin && j < range.end && shows<T>(terms, i, j);
   }
 
   void write_rows(const T* from, int64_t count, T scale, Storage* to, int64_t stride) const {
@@ -303,6 +357,9 @@ struct Differentiate {
     if (!(wanted & kGradQuery)) return;
     pack_columns<Storage>(keys, common.key_stride[2], count, common.head_dim, sizes.width, filter,
                           work.key_columns);
+    if (!hides) return;
+    keys_apart.find(keys, common.key_stride[2], count, common.head_dim, filter);
+    keys_apart.clear(work.key_columns, sizes.width);
   }
 };
 

@@ -10,6 +10,7 @@
 // form of delta.
 #pragma once
 
+#include "cpu/attention_apart.h"
 #include "cpu/attention_workspace.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -47,8 +48,10 @@ struct GradientRows {
   struct Row {
     T *scores, *grads, *bias;
     T delta, grad_lse;
-    T share;  // what the stored weights are multiplied with
+    T share;     // what the stored weights are multiplied with
+    bool sound;  // these three are numbers: 0 times them is 0
     int64_t i;
+    KeyRange range;
     uint64_t kept_bits[kLongestBlock / 64 + 1];
     Vec<T> bias_sum;
   };
@@ -62,6 +65,7 @@ struct GradientRows {
     row.grads = grads + r * row_stride;
     row.bias = bias.rows == nullptr ? nullptr : bias.rows + i * bias.stride + key0;
     row.i = i;
+    row.range = range;
     row.grad_lse = grad_lse[i];
     row.bias_sum = Vec<T>{};
     T f = factor;
@@ -71,6 +75,10 @@ struct GradientRows {
     }
     const T minus_infinity = -T(__builtin_huge_val());
     fill_outside<T>(row.scores, range.begin - key0, range.end - key0, columns, minus_infinity);
+    if (terms.any)
+      clear_hidden(row.scores, row.grads, columns);
+    else
+      fill_outside<T>(row.grads, range.begin - key0, range.end - key0, columns, T(0));
     if (dropout.threshold != 0)
       for (int64_t word = 0; word <= (key0 + columns - 1) / 64 - key0 / 64; ++word)
         row.kept_bits[word] = kept_columns(dropout.seed, dropout.threshold, key0 / 64 + word, i,
@@ -98,7 +106,25 @@ struct GradientRows {
       row.share = correction[i];
       row.delta = delta[i];
     }
+    row.sound = (row.share + row.delta + row.grad_lse) * T(0) == T(0);
     return row;
+  }
+
+  static CTXFAST_INLINE void clear_hidden(const T* scores, T* grads, int64_t columns) {
+    const Vec<T> hidden = splat<T>(-T(__builtin_huge_val()));
+    for (int64_t j = 0; j < columns; j += kLanes<T>)
+      store(grads + j, load(scores + j) == hidden ? Vec<T>{} : load(grads + j));
+  }
+
+  // v with zeros for the keys from `key` on that the row does not attend.
+  CTXFAST_INLINE Vec<T> attended(const Row& row, int64_t key, Vec<T> v) const {
+    T lanes[kLanes<T>];
+    store(lanes, v);
+    for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+      const int64_t j = key + lane;
+      if (j < row.range.begin || j >= row.range.end || !shows<T>(terms, row.i, j)) lanes[lane] = 0;
+    }
+    return load(lanes);
   }
 
   CTXFAST_INLINE Vec<T> dropped(const Row& row, int64_t key0, int64_t j, Vec<T> v) const {
@@ -109,8 +135,12 @@ struct GradientRows {
 
   // Second pass, one vector of keys key0 + j on: gives dS and changes `weight` to M P.
   CTXFAST_INLINE Vec<T> gradient(Row& row, int64_t key0, int64_t j, Vec<T>* weight) const {
-    const Vec<T> p = load(row.scores + j) * row.share;
-    const Vec<T> grad = p * ((load(row.grads + j) - row.delta) + row.grad_lse);
+    Vec<T> p = load(row.scores + j) * row.share;
+    Vec<T> grad = p * ((load(row.grads + j) - row.delta) + row.grad_lse);
+    if (__builtin_expect(!row.sound, false)) {
+      p = attended(row, key0 + j, p);
+      grad = attended(row, key0 + j, grad);
+    }
     *weight = dropped(row, key0, j, p);
     if (row.bias != nullptr) {
       const int64_t n = key_length - key0 - j;
@@ -157,6 +187,16 @@ struct GradientRows {
       }
     }
     close(first);
+  }
+
+  // Of M P or dS, in the place of the scores or of the gradients: row r, key `column` of those at
+  // hand.
+  CTXFAST_INLINE T word_element(const T* matrix, int64_t r, int64_t column) const {
+    const T* words = matrix + r / kPack * kPack * row_stride;
+    if constexpr (kPack == 1)
+      return words[column];
+    else
+      return to_compute(reinterpret_cast<const Storage*>(words)[kPack * column + r % kPack]);
   }
 
   // Words whose lower halves are `low` and whose upper halves are `high`, rounded to bfloat16.

@@ -161,6 +161,12 @@ struct AccumulateTile {
   Storage* output;  // or nullptr
   int64_t output_stride, columns;
 
+  // What is there so far of `rows` rows is to be added to.
+  void start(int64_t rows) {
+    if (starts) __builtin_memset(total, 0, rows * width * sizeof(T));
+    starts = false;
+  }
+
   template <int kRows, int kColumns>
   CTXFAST_NOINLINE void run(int64_t row, int64_t vector) const {
     const int64_t column = vector * kLanes<T>;
