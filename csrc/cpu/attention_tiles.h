@@ -235,11 +235,8 @@ struct AccumulateTile {
   CTXFAST_INLINE void turn(int64_t row, int64_t a_row, float* to) const {
     for (int64_t first = 0; first < a_row; first += kMatrixRows) {
       Vec<float> tile[kMatrixRows];
-#pragma GCC unroll 16
-      for (int k = 0; k < kMatrixRows; ++k)
-        tile[k] = first + k < depth ? Math::load_words(left + (first + k) * left_stride + row)
-                                    : Vec<float>{};
-      transpose_rows<float>(tile);
+      load_transposed(reinterpret_cast<const float*>(left) + first * left_stride + row, left_stride,
+                      kMatrixRows, depth - first, tile);
 #pragma GCC unroll 16
       for (int r = 0; r < kMatrixRows; ++r) store(to + r * a_row + first, tile[r]);
     }
