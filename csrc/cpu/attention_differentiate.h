@@ -81,6 +81,19 @@ struct Differentiate {
     }
   }
 
+  // Where the gradients of row i will be written, and those of key j.
+  void prefetch_query_result(int64_t i) const {
+    prefetch_bytes(rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
+                           sequence.query_start + i),
+                   common.head_dim * int64_t(sizeof(Storage)));
+  }
+  void prefetch_key_results(int64_t j) const {
+    const int64_t row = sequence.key_start + j, bytes = common.head_dim * int64_t(sizeof(Storage));
+    prefetch_bytes(rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row), bytes);
+    prefetch_bytes(rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row),
+                   bytes);
+  }
+
   BiasGradient<T> bias_gradient() const {
     BiasGradient<T> bias;
     if (!(wanted & kGradBias)) return bias;
@@ -186,9 +199,16 @@ struct Differentiate {
     const auto range_of = [&](int64_t i) { return key_range(common, sequence, i); };
     const bool prefetches =
         sequence.key_length <= kPrefetchedKeys<Storage> && head + 1 < common.heads;
+    const bool writes_queries = (wanted & kGradQuery) && passage.queries_whole;
+    const bool writes_keys = (wanted & kGradKeyValue) && passage.keys_end;
     for (int64_t r = 0; r < rows; r += kPack) {
       if (prefetches)
         for (int64_t i = begin + r; i < begin + r + kPack; ++i) prefetch(i);
+      if (writes_queries)
+        for (int64_t n = r; n < smaller(r + kPack, rows); ++n) prefetch_query_result(begin + n);
+      if (writes_keys)
+        for (int64_t j = key0 + r; j < smaller(key0 + r + kPack, high); ++j)
+          prefetch_key_results(j);
       stage.run(r, rows, begin + r, key0, columns, range_of);
     }
 

@@ -48,10 +48,8 @@ struct GradientRows {
   struct Row {
     T *scores, *grads, *bias;
     T delta, grad_lse;
-    T share;     // what the stored weights are multiplied with
-    bool sound;  // these three are numbers: 0 times them is 0
+    T share;  // what the stored weights are multiplied with
     int64_t i;
-    KeyRange range;
     uint64_t kept_bits[kLongestBlock / 64 + 1];
     Vec<T> bias_sum;
   };
@@ -65,7 +63,6 @@ struct GradientRows {
     row.grads = grads + r * row_stride;
     row.bias = bias.rows == nullptr ? nullptr : bias.rows + i * bias.stride + key0;
     row.i = i;
-    row.range = range;
     row.grad_lse = grad_lse[i];
     row.bias_sum = Vec<T>{};
     T f = factor;
@@ -106,7 +103,12 @@ struct GradientRows {
       row.share = correction[i];
       row.delta = delta[i];
     }
-    row.sound = (row.share + row.delta + row.grad_lse) * T(0) == T(0);
+    // 0 times a number that is none would not be 0.
+    if ((row.share + row.delta + row.grad_lse) * T(0) != T(0)) {
+      settle(row, range, key0, columns);
+      row.share = T(1);
+      row.delta = row.grad_lse = T(0);
+    }
     return row;
   }
 
@@ -116,15 +118,15 @@ struct GradientRows {
       store(grads + j, load(scores + j) == hidden ? Vec<T>{} : load(grads + j));
   }
 
-  // v with zeros for the keys from `key` on that the row does not attend.
-  CTXFAST_INLINE Vec<T> attended(const Row& row, int64_t key, Vec<T> v) const {
-    T lanes[kLanes<T>];
-    store(lanes, v);
-    for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
-      const int64_t j = key + lane;
-      if (j < row.range.begin || j >= row.range.end || !shows<T>(terms, row.i, j)) lanes[lane] = 0;
+  // Makes of the first pass's results what the second one would, and zeros for the keys that the
+  // row does not attend.
+  CTXFAST_NOINLINE void settle(Row row, KeyRange range, int64_t key0, int64_t columns) const {
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t j = key0 + c;
+      const bool attends = j >= range.begin && j < range.end && shows<T>(terms, row.i, j);
+      row.scores[c] = attends ? row.scores[c] * row.share : T(0);
+      row.grads[c] = attends ? row.grads[c] - row.delta + row.grad_lse : T(0);
     }
-    return load(lanes);
   }
 
   CTXFAST_INLINE Vec<T> dropped(const Row& row, int64_t key0, int64_t j, Vec<T> v) const {
@@ -135,12 +137,8 @@ struct GradientRows {
 
   // Second pass, one vector of keys key0 + j on: gives dS and changes `weight` to M P.
   CTXFAST_INLINE Vec<T> gradient(Row& row, int64_t key0, int64_t j, Vec<T>* weight) const {
-    Vec<T> p = load(row.scores + j) * row.share;
-    Vec<T> grad = p * ((load(row.grads + j) - row.delta) + row.grad_lse);
-    if (__builtin_expect(!row.sound, false)) {
-      p = attended(row, key0 + j, p);
-      grad = attended(row, key0 + j, grad);
-    }
+    const Vec<T> p = load(row.scores + j) * row.share;
+    const Vec<T> grad = p * ((load(row.grads + j) - row.delta) + row.grad_lse);
     *weight = dropped(row, key0, j, p);
     if (row.bias != nullptr) {
       const int64_t n = key_length - key0 - j;
