@@ -134,13 +134,41 @@ struct Differentiate {
         work.grad_lse[at] =
             *rows_of(static_cast<const T*>(args.grad_lse), args.grad_lse_stride, row);
       if (in_one_block(key_range(common, sequence, i))) continue;
-      const Storage* grad = query_row(args.grad_output, args.grad_output_stride, i);
-      const Storage* output = query_row(args.output, args.output_stride, i);
-      Vec<T> sum = {};
-      for (int64_t d = 0; d < common.head_dim; d += kLanes<T>)
-        sum += load_n(grad + d, common.head_dim - d) * load_n(output + d, common.head_dim - d);
-      work.delta[at] = reduce_add(sum);
+      const T delta = dot(query_row(args.grad_output, args.grad_output_stride, i),
+                          query_row(args.output, args.output_stride, i));
+      work.delta[at] =
+          delta * T(0) == T(0) ? delta : work.correction[at] * delta_of_keys(i, work.lse[at]);
     }
+  }
+
+  T dot(const Storage* a, const Storage* b) const {
+    Vec<T> sum = {};
+    for (int64_t d = 0; d < common.head_dim; d += kLanes<T>)
+      sum += load_n(a + d, common.head_dim - d) * load_n(b + d, common.head_dim - d);
+    return reduce_add(sum);
+  }
+
+  // delta of a row by its first form, whose keys alone decide whether it is a number: in the
+  // forward pass a NaN may have reached rows beside those that attend it.
+  CTXFAST_NOINLINE T delta_of_keys(int64_t i, T lse) const {
+    const KeyRange range = key_range(common, sequence, i);
+    const Storage* query = query_row(common.query, common.query_stride, i);
+    const Storage* grad = query_row(args.grad_output, args.grad_output_stride, i);
+    T sum = T(0);
+    for (int64_t j = range.begin; j < range.end; ++j) {
+      if (!shows<T>(terms, i, j) || drops(i, j)) continue;
+      T score = dot(query, key_row(common.key, common.key_stride, j)) * T(common.scale * kLog2E);
+      if (terms.bias != nullptr) score += in_base_2<T>(load_bias<T>(terms, i, j, 1))[0];
+      const T weight = exp2_nonpositive<false>(splat<T>(score - lse))[0];
+      sum += weight * kept * dot(grad, key_row(common.value, common.value_stride, j));
+    }
+    return sum;
+  }
+  bool drops(int64_t i, int64_t j) const {
+    if (dropout.threshold == 0) return false;
+    const uint64_t kept_bits =
+        kept_columns(dropout.seed, dropout.threshold, j / 64, i, dropout.head, dropout.sequence);
+    return (kept_bits >> (j % 64) & 1) == 0;
   }
 
   // A [rows, depth] and B [rows, width] forms of queries or output gradients; for kPack == 1 one

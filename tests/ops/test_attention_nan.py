@@ -29,7 +29,7 @@ ALL = Case(heads=len(POISONED), seqlen_q=200, seqlen_k=210, head_dim=24, bias=(1
 WIDE = replace(ALL, batch=1, seqlen_q=190, seqlen_k=190, head_dim=256)  # two blocks of keys
 
 # Case, row of the queries, row of the keys. In WIDE the key is such that the forward leaves the rows alone whose keys
-# lie in both blocks.
+# lie in both blocks, but where they are near: these take another way then, with other roundings.
 CASES = {
     "causal": (replace(ALL, is_causal=True), 100, 60),
     "left": (replace(ALL, window=(5, -1)), 70, 60),
@@ -45,6 +45,7 @@ CASES = {
     ),
     "wide": (replace(WIDE, window=(20, 11)), 131, 40),
     "wide left": (replace(WIDE, window=(5, -1), threads=1), 20, 90),
+    "near": (replace(WIDE, window=(20, 11)), 131, 106),
     "shared bias": (replace(ALL, is_causal=True, bias=(0, 0, 1, 1)), 100, 60),
 }
 
@@ -134,6 +135,8 @@ def test_nan_reaches_the_gradients_of_what_attends_it_and_no_others(name, dtype,
         reached = truth.isnan()
         assert reached.any() and not reached.all()
         assert_matches(found[gradient], eager[gradient], truth, name=gradient)
+        if name == "near":
+            continue
         if gradient != "dbias":
             reached = reached.any(-1, keepdim=True)
         untouched = found[gradient].masked_fill(reached, 0.0)
