@@ -1,16 +1,9 @@
-// One task of the attention backward: a range of query rows and a range of keys of one (sequence,
-// head), and which gradients of theirs are wanted.
+// How a task of the attention backward goes through its query rows and keys.
 #pragma once
 
-#include "cpu/attention_gradient.h"
+#include "cpu/attention_task.h"
 
 CTXFAST_NAMESPACE_BEGIN
-
-enum Wanted { kGradQuery = 1, kGradKeyValue = 2, kGradBias = 4 };
-
-struct Range {
-  int64_t begin, end;
-};
 
 // Which sums of the rows at hand start or end here, so that they need no memory in between.
 struct Passage {
@@ -19,98 +12,28 @@ struct Passage {
 };
 
 template <typename Storage>
-struct Differentiate {
-  using T = Compute<Storage>;
+struct Differentiate : GradientTask<Storage> {
+  using Task = GradientTask<Storage>;
+  using Task::args, Task::common, Task::sequence, Task::head, Task::wanted, Task::terms,
+      Task::dropout, Task::kept;
+  using Task::rows_of, Task::query_row, Task::key_row, Task::attends;
+  using typename Task::T;
   using Word = WordOf<Storage>;
   static constexpr int kPack = Arithmetic<Storage>::kPack;
 
-  const AttentionBackwardArgs& args;
-  const AttentionArgs& common;
-  const AttentionSequence& sequence;
-  const int64_t index, head;
-  const int wanted;
   const BackwardWorkspace<Storage>& work;
   const AttentionSizes sizes;
-  const ScoreTerms terms;
-  const DropoutRow dropout;
-  const T kept;
   const bool hides;  // some rows do not attend some keys that are multiplied
   mutable RowsApart<Storage, kLongestBlock> keys_apart;  // of the block at hand
 
   Differentiate(const AttentionBackwardArgs& args_, const AttentionSequence& sequence_,
                 int64_t index_, int64_t head_, int wanted_, const BackwardWorkspace<Storage>& work_,
                 const AttentionSizes& sizes_)
-      : args(args_),
-        common(args_.common),
-        sequence(sequence_),
-        index(index_),
-        head(head_),
-        wanted(wanted_),
+      : Task(args_, sequence_, index_, head_, wanted_),
         work(work_),
         sizes(sizes_),
-        terms(common, index_, head_, sequence_.holes),
-        dropout{common.seed, common.dropout_threshold, head_, index_},
-        kept(kept_factor<T>(common.dropout_threshold)),
         hides(common.window_left >= 0 || common.window_right >= 0 || terms.any ||
               sequence.key_begin > 0) {}
-
-  template <typename P>
-  P* rows_of(P* base, const int64_t (&stride)[3], int64_t row) const {
-    return base + index * stride[0] + head * stride[1] + row * stride[2];
-  }
-  const Storage* query_row(const void* base, const int64_t (&stride)[3], int64_t i) const {
-    return rows_of(static_cast<const Storage*>(base), stride, sequence.query_start + i);
-  }
-  const Storage* key_row(const void* base, const int64_t (&stride)[3], int64_t j) const {
-    return rows_of(static_cast<const Storage*>(base), stride, sequence.key_start + j);
-  }
-
-  // Row i of the next head, as a query and as a key.
-  void prefetch(int64_t i) const {
-    const int64_t bytes = common.head_dim * int64_t(sizeof(Storage));
-    if (i < sequence.query_length) {
-      prefetch_bytes(query_row(common.query, common.query_stride, i) + common.query_stride[1],
-                     bytes);
-      prefetch_bytes(
-          query_row(args.grad_output, args.grad_output_stride, i) + args.grad_output_stride[1],
-          bytes);
-    }
-    if (i < sequence.key_length) {
-      prefetch_bytes(key_row(common.key, common.key_stride, i) + common.key_stride[1], bytes);
-      prefetch_bytes(key_row(common.value, common.value_stride, i) + common.value_stride[1], bytes);
-    }
-  }
-
-  // Where the gradients of row i will be written, and those of key j.
-  void prefetch_query_result(int64_t i) const {
-    prefetch_bytes(rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
-                           sequence.query_start + i),
-                   common.head_dim * int64_t(sizeof(Storage)));
-  }
-  void prefetch_key_results(int64_t j) const {
-    const int64_t row = sequence.key_start + j, bytes = common.head_dim * int64_t(sizeof(Storage));
-    prefetch_bytes(rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row), bytes);
-    prefetch_bytes(rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row),
-                   bytes);
-  }
-
-  BiasGradient<T> bias_gradient() const {
-    BiasGradient<T> bias;
-    if (!(wanted & kGradBias)) return bias;
-    T* total = static_cast<T*>(args.grad_bias) + index * args.grad_bias_stride[0] +
-               head * args.grad_bias_stride[1];
-    T* partial = static_cast<T*>(args.partial_bias) +
-                 (index * common.heads + head) * args.partial_bias_length;
-    if (args.grad_bias_stride[3] == 0) {
-      bias.row_sums = partial;
-    } else if (args.grad_bias_stride[2] == 0) {
-      bias.rows = partial;
-    } else {
-      bias.rows = total;
-      bias.stride = args.grad_bias_stride[2];
-    }
-    return bias;
-  }
 
   bool in_one_block(KeyRange range) const {
     return range.begin / sizes.block == (range.end - 1) / sizes.block;
@@ -134,41 +57,11 @@ struct Differentiate {
         work.grad_lse[at] =
             *rows_of(static_cast<const T*>(args.grad_lse), args.grad_lse_stride, row);
       if (in_one_block(key_range(common, sequence, i))) continue;
-      const T delta = dot(query_row(args.grad_output, args.grad_output_stride, i),
-                          query_row(args.output, args.output_stride, i));
+      const T delta = this->dot(query_row(args.grad_output, args.grad_output_stride, i),
+                                query_row(args.output, args.output_stride, i));
       work.delta[at] =
-          delta * T(0) == T(0) ? delta : work.correction[at] * delta_of_keys(i, work.lse[at]);
+          delta * T(0) == T(0) ? delta : work.correction[at] * this->delta_of_keys(i, work.lse[at]);
     }
-  }
-
-  T dot(const Storage* a, const Storage* b) const {
-    Vec<T> sum = {};
-    for (int64_t d = 0; d < common.head_dim; d += kLanes<T>)
-      sum += load_n(a + d, common.head_dim - d) * load_n(b + d, common.head_dim - d);
-    return reduce_add(sum);
-  }
-
-  // delta of a row by its first form, whose keys alone decide whether it is a number: in the
-  // forward pass a NaN may have reached rows beside those that attend it.
-  CTXFAST_NOINLINE T delta_of_keys(int64_t i, T lse) const {
-    const KeyRange range = key_range(common, sequence, i);
-    const Storage* query = query_row(common.query, common.query_stride, i);
-    const Storage* grad = query_row(args.grad_output, args.grad_output_stride, i);
-    T sum = T(0);
-    for (int64_t j = range.begin; j < range.end; ++j) {
-      if (!shows<T>(terms, i, j) || drops(i, j)) continue;
-      T score = dot(query, key_row(common.key, common.key_stride, j)) * T(common.scale * kLog2E);
-      if (terms.bias != nullptr) score += in_base_2<T>(load_bias<T>(terms, i, j, 1))[0];
-      const T weight = exp2_nonpositive<false>(splat<T>(score - lse))[0];
-      sum += weight * kept * dot(grad, key_row(common.value, common.value_stride, j));
-    }
-    return sum;
-  }
-  bool drops(int64_t i, int64_t j) const {
-    if (dropout.threshold == 0) return false;
-    const uint64_t kept_bits =
-        kept_columns(dropout.seed, dropout.threshold, j / 64, i, dropout.head, dropout.sequence);
-    return (kept_bits >> (j % 64) & 1) == 0;
   }
 
   // A [rows, depth] and B [rows, width] forms of queries or output gradients; for kPack == 1 one
@@ -212,7 +105,7 @@ struct Differentiate {
                                          dropout,
                                          T(common.scale * kLog2E),
                                          kept,
-                                         bias_gradient(),
+                                         this->bias_gradient(),
                                          work.lse - origin,
                                          work.delta - origin,
                                          work.correction - origin,
@@ -231,12 +124,13 @@ struct Differentiate {
     const bool writes_keys = (wanted & kGradKeyValue) && passage.keys_end;
     for (int64_t r = 0; r < rows; r += kPack) {
       if (prefetches)
-        for (int64_t i = begin + r; i < begin + r + kPack; ++i) prefetch(i);
+        for (int64_t i = begin + r; i < begin + r + kPack; ++i) this->prefetch(i);
       if (writes_queries)
-        for (int64_t n = r; n < smaller(r + kPack, rows); ++n) prefetch_query_result(begin + n);
+        for (int64_t n = r; n < smaller(r + kPack, rows); ++n)
+          this->prefetch_query_result(begin + n);
       if (writes_keys)
         for (int64_t j = key0 + r; j < smaller(key0 + r + kPack, high); ++j)
-          prefetch_key_results(j);
+          this->prefetch_key_results(j);
       stage.run(r, rows, begin + r, key0, columns, range_of);
     }
 
@@ -334,11 +228,6 @@ struct Differentiate {
                   stage.word_element(work.grad_scores, r, j - at_hand.begin),
                   product->total + r * sizes.width);
     }
-  }
-
-  bool attends(int64_t i, int64_t j) const {
-    const KeyRange range = key_range(common, sequence, i);
-    return j >= range.begin && j < range.end && shows<T>(terms, i, j);
   }
 
   void write_rows(const T* from, int64_t count, T scale, Storage* to, int64_t stride) const {
