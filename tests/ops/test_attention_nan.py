@@ -46,6 +46,7 @@ CASES = {
     "wide": (replace(WIDE, window=(20, 11)), 131, 40),
     "wide left": (replace(WIDE, window=(5, -1), threads=1), 20, 90),
     "near": (replace(WIDE, window=(20, 11)), 131, 106),
+    "any mask": (replace(ALL, attn_mask=(1, 0, 1, 1), bias=None), 100, 60),
     "shared bias": (replace(ALL, is_causal=True, bias=(0, 0, 1, 1)), 100, 60),
 }
 
@@ -78,8 +79,11 @@ def attended(case: Case, inputs: Inputs, b: int, row: int, keys: int) -> Tensor:
         right = 0
     if right >= 0:
         allowed &= j <= row + right
-    mask = inputs.arguments.get("key_padding_mask")
-    return (allowed if mask is None else allowed & mask[b]).nonzero()[:, 0]
+    if (padding := inputs.arguments.get("key_padding_mask")) is not None:
+        allowed &= padding[b]
+    if (mask := inputs.arguments.get("attn_mask")) is not None:
+        allowed &= mask[b, 0, row]
+    return allowed.nonzero()[:, 0]
 
 
 def exact_gradients(case: Case, inputs: Inputs) -> list[Tensor]:
