@@ -1,16 +1,9 @@
-// One task of the attention backward: a range of query rows and a range of keys of one (sequence,
-// head), and which gradients of theirs are wanted.
+// How a task of the attention backward goes through its query rows and keys.
 #pragma once
 
-#include "cpu/attention_gradient.h"
+#include "cpu/attention_task.h"
 
 CTXFAST_NAMESPACE_BEGIN
-
-enum Wanted { kGradQuery = 1, kGradKeyValue = 2, kGradBias = 4 };
-
-struct Range {
-  int64_t begin, end;
-};
 
 // Which sums of the rows at hand start or end here, so that they need no memory in between.
 struct Passage {
@@ -19,81 +12,28 @@ struct Passage {
 };
 
 template <typename Storage>
-struct Differentiate {
-  using T = Compute<Storage>;
+struct Differentiate : GradientTask<Storage> {
+  using Task = GradientTask<Storage>;
+  using Task::args, Task::common, Task::sequence, Task::head, Task::wanted, Task::terms,
+      Task::dropout, Task::kept;
+  using Task::rows_of, Task::query_row, Task::key_row, Task::attends;
+  using typename Task::T;
   using Word = WordOf<Storage>;
   static constexpr int kPack = Arithmetic<Storage>::kPack;
 
-  const AttentionBackwardArgs& args;
-  const AttentionArgs& common;
-  const AttentionSequence& sequence;
-  const int64_t index, head;
-  const int wanted;
   const BackwardWorkspace<Storage>& work;
   const AttentionSizes sizes;
-  const ScoreTerms terms;
-  const DropoutRow dropout;
-  const T kept;
+  const bool hides;  // some rows do not attend some keys that are multiplied
+  mutable RowsApart<Storage, kLongestBlock> keys_apart;  // of the block at hand
 
   Differentiate(const AttentionBackwardArgs& args_, const AttentionSequence& sequence_,
                 int64_t index_, int64_t head_, int wanted_, const BackwardWorkspace<Storage>& work_,
                 const AttentionSizes& sizes_)
-      : args(args_),
-        common(args_.common),
-        sequence(sequence_),
-        index(index_),
-        head(head_),
-        wanted(wanted_),
+      : Task(args_, sequence_, index_, head_, wanted_),
         work(work_),
         sizes(sizes_),
-        terms(common, index_, head_, sequence_.holes),
-        dropout{common.seed, common.dropout_threshold, head_, index_},
-        kept(kept_factor<T>(common.dropout_threshold)) {}
-
-  template <typename P>
-  P* rows_of(P* base, const int64_t (&stride)[3], int64_t row) const {
-    return base + index * stride[0] + head * stride[1] + row * stride[2];
-  }
-  const Storage* query_row(const void* base, const int64_t (&stride)[3], int64_t i) const {
-    return rows_of(static_cast<const Storage*>(base), stride, sequence.query_start + i);
-  }
-  const Storage* key_row(const void* base, const int64_t (&stride)[3], int64_t j) const {
-    return rows_of(static_cast<const Storage*>(base), stride, sequence.key_start + j);
-  }
-
-  // Row i of the next head, as a query and as a key.
-  void prefetch(int64_t i) const {
-    const int64_t bytes = common.head_dim * int64_t(sizeof(Storage));
-    if (i < sequence.query_length) {
-      prefetch_bytes(query_row(common.query, common.query_stride, i) + common.query_stride[1],
-                     bytes);
-      prefetch_bytes(
-          query_row(args.grad_output, args.grad_output_stride, i) + args.grad_output_stride[1],
-          bytes);
-    }
-    if (i < sequence.key_length) {
-      prefetch_bytes(key_row(common.key, common.key_stride, i) + common.key_stride[1], bytes);
-      prefetch_bytes(key_row(common.value, common.value_stride, i) + common.value_stride[1], bytes);
-    }
-  }
-
-  BiasGradient<T> bias_gradient() const {
-    BiasGradient<T> bias;
-    if (!(wanted & kGradBias)) return bias;
-    T* total = static_cast<T*>(args.grad_bias) + index * args.grad_bias_stride[0] +
-               head * args.grad_bias_stride[1];
-    T* partial = static_cast<T*>(args.partial_bias) +
-                 (index * common.heads + head) * args.partial_bias_length;
-    if (args.grad_bias_stride[3] == 0) {
-      bias.row_sums = partial;
-    } else if (args.grad_bias_stride[2] == 0) {
-      bias.rows = partial;
-    } else {
-      bias.rows = total;
-      bias.stride = args.grad_bias_stride[2];
-    }
-    return bias;
-  }
+        hides(common.window_left >= 0 || common.window_right >= 0 || terms.any ||
+              sequence.key_begin > 0) {}
 
   bool in_one_block(KeyRange range) const {
     return range.begin / sizes.block == (range.end - 1) / sizes.block;
@@ -117,12 +57,10 @@ struct Differentiate {
         work.grad_lse[at] =
             *rows_of(static_cast<const T*>(args.grad_lse), args.grad_lse_stride, row);
       if (in_one_block(key_range(common, sequence, i))) continue;
-      const Storage* grad = query_row(args.grad_output, args.grad_output_stride, i);
-      const Storage* output = query_row(args.output, args.output_stride, i);
-      Vec<T> sum = {};
-      for (int64_t d = 0; d < common.head_dim; d += kLanes<T>)
-        sum += load_n(grad + d, common.head_dim - d) * load_n(output + d, common.head_dim - d);
-      work.delta[at] = reduce_add(sum);
+      const T delta = this->dot(query_row(args.grad_output, args.grad_output_stride, i),
+                                query_row(args.output, args.output_stride, i));
+      work.delta[at] =
+          delta * T(0) == T(0) ? delta : work.correction[at] * this->delta_of_keys(i, work.lse[at]);
     }
   }
 
@@ -167,7 +105,7 @@ struct Differentiate {
                                          dropout,
                                          T(common.scale * kLog2E),
                                          kept,
-                                         bias_gradient(),
+                                         this->bias_gradient(),
                                          work.lse - origin,
                                          work.delta - origin,
                                          work.correction - origin,
@@ -182,15 +120,24 @@ struct Differentiate {
     const auto range_of = [&](int64_t i) { return key_range(common, sequence, i); };
     const bool prefetches =
         sequence.key_length <= kPrefetchedKeys<Storage> && head + 1 < common.heads;
+    const bool writes_queries = (wanted & kGradQuery) && passage.queries_whole;
+    const bool writes_keys = (wanted & kGradKeyValue) && passage.keys_end;
     for (int64_t r = 0; r < rows; r += kPack) {
       if (prefetches)
-        for (int64_t i = begin + r; i < begin + r + kPack; ++i) prefetch(i);
+        for (int64_t i = begin + r; i < begin + r + kPack; ++i) this->prefetch(i);
+      if (writes_queries)
+        for (int64_t n = r; n < smaller(r + kPack, rows); ++n)
+          this->prefetch_query_result(begin + n);
+      if (writes_keys)
+        for (int64_t j = key0 + r; j < smaller(key0 + r + kPack, high); ++j)
+          this->prefetch_key_results(j);
       stage.run(r, rows, begin + r, key0, columns, range_of);
     }
 
     const int64_t step =
         kPack * stride;  // from one word row of the transposed operands to the next
     const int64_t keys = high - key0;
+    const KeyRange at_hand = {key0, high};
     if (wanted & kGradKeyValue) {
       const Word* weights = reinterpret_cast<const Word*>(work.scores);
       const Word* grads = reinterpret_cast<const Word*>(work.grad_scores);
@@ -208,14 +155,19 @@ struct Differentiate {
       const int64_t row = sequence.key_start + key0;
       if (passage.keys_end)
         tile.output = rows_of(static_cast<Storage*>(args.grad_value), args.grad_value_stride, row);
+      add_rows_apart(stage, work.scores, args.grad_output, args.grad_output_stride, begin, rows,
+                     live, at_hand, &tile);
       for_each_product<Storage>(keys, width / kLanes<T>, tile);
       tile.left = grads;
       tile.right = work.query_columns;
       tile.total = work.grad_keys + from * width;
+      tile.starts = passage.keys_start;
       tile.scale = T(common.scale);
       tile.output_stride = args.grad_key_stride[2];
       if (passage.keys_end)
         tile.output = rows_of(static_cast<Storage*>(args.grad_key), args.grad_key_stride, row);
+      add_rows_apart(stage, work.grad_scores, common.query, common.query_stride, begin, rows, live,
+                     at_hand, &tile);
       for_each_product<Storage>(keys, width / kLanes<T>, tile);
     }
     if (wanted & kGradQuery) {
@@ -235,7 +187,46 @@ struct Differentiate {
       if (passage.queries_whole)
         tile.output = rows_of(static_cast<Storage*>(args.grad_query), args.grad_query_stride,
                               sequence.query_start + begin);
+      add_keys_apart(stage, begin, rows, block, at_hand, &tile);
       for_each_product<Storage>(rows, width / kLanes<T>, tile);
+    }
+  }
+
+  // The part of a product over `rows` query rows from `begin` on that comes of rows that are not
+  // finite; in the right operand they are zero from now on.
+  void add_rows_apart(const GradientRows<Storage>& stage, const T* weights, const void* base,
+                      const int64_t (&stride)[3], int64_t begin, int64_t rows, const uint8_t* live,
+                      KeyRange at_hand, AccumulateTile<Storage, true>* product) const {
+    if (!hides) return;
+    RowsApart<Storage, kBackwardStep<Storage>> apart;
+    apart.find(query_row(base, stride, begin), stride[2], rows, common.head_dim, {0, live, 1});
+    if (apart.count == 0) return;
+    apart.clear(const_cast<Word*>(product->right), sizes.width);
+    product->start(at_hand.end - at_hand.begin);
+    for (int64_t n = 0; n < apart.count; ++n) {
+      const int64_t r = apart.rows[n], i = begin + r;
+      for (int64_t j = at_hand.begin; j < at_hand.end; ++j)
+        if (attends(i, j))
+          add_row(query_row(base, stride, i), common.head_dim,
+                  stage.word_element(weights, r, j - at_hand.begin),
+                  product->total + (j - at_hand.begin) * sizes.width);
+    }
+  }
+
+  // The same for a product over keys.
+  void add_keys_apart(const GradientRows<Storage>& stage, int64_t begin, int64_t rows,
+                      int64_t block, KeyRange at_hand,
+                      AccumulateTile<Storage, false>* product) const {
+    if (keys_apart.count == 0) return;
+    product->start(rows);
+    for (int64_t n = 0; n < keys_apart.count; ++n) {
+      const int64_t j = block + keys_apart.rows[n];
+      if (j < at_hand.begin || j >= at_hand.end) continue;
+      for (int64_t r = 0; r < rows; ++r)
+        if (attends(begin + r, j))
+          add_row(key_row(common.key, common.key_stride, j), common.head_dim,
+                  stage.word_element(work.grad_scores, r, j - at_hand.begin),
+                  product->total + r * sizes.width);
     }
   }
 
@@ -303,6 +294,9 @@ struct Differentiate {
     if (!(wanted & kGradQuery)) return;
     pack_columns<Storage>(keys, common.key_stride[2], count, common.head_dim, sizes.width, filter,
                           work.key_columns);
+    if (!hides) return;
+    keys_apart.find(keys, common.key_stride[2], count, common.head_dim, filter);
+    keys_apart.clear(work.key_columns, sizes.width);
   }
 };
 

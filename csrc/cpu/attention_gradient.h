@@ -10,6 +10,7 @@
 // form of delta.
 #pragma once
 
+#include "cpu/attention_apart.h"
 #include "cpu/attention_workspace.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -71,6 +72,10 @@ struct GradientRows {
     }
     const T minus_infinity = -T(__builtin_huge_val());
     fill_outside<T>(row.scores, range.begin - key0, range.end - key0, columns, minus_infinity);
+    if (terms.any)
+      clear_hidden(row.scores, row.grads, columns);
+    else
+      fill_outside<T>(row.grads, range.begin - key0, range.end - key0, columns, T(0));
     if (dropout.threshold != 0)
       for (int64_t word = 0; word <= (key0 + columns - 1) / 64 - key0 / 64; ++word)
         row.kept_bits[word] = kept_columns(dropout.seed, dropout.threshold, key0 / 64 + word, i,
@@ -98,7 +103,30 @@ struct GradientRows {
       row.share = correction[i];
       row.delta = delta[i];
     }
+    // 0 times a number that is none would not be 0.
+    if ((row.share + row.delta + row.grad_lse) * T(0) != T(0)) {
+      settle(row, range, key0, columns);
+      row.share = T(1);
+      row.delta = row.grad_lse = T(0);
+    }
     return row;
+  }
+
+  static CTXFAST_INLINE void clear_hidden(const T* scores, T* grads, int64_t columns) {
+    const Vec<T> hidden = splat<T>(-T(__builtin_huge_val()));
+    for (int64_t j = 0; j < columns; j += kLanes<T>)
+      store(grads + j, load(scores + j) == hidden ? Vec<T>{} : load(grads + j));
+  }
+
+  // Makes of the first pass's results what the second one would, and zeros for the keys that the
+  // row does not attend.
+  CTXFAST_NOINLINE void settle(Row row, KeyRange range, int64_t key0, int64_t columns) const {
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t j = key0 + c;
+      const bool attends = j >= range.begin && j < range.end && shows<T>(terms, row.i, j);
+      row.scores[c] = attends ? row.scores[c] * row.share : T(0);
+      row.grads[c] = attends ? row.grads[c] - row.delta + row.grad_lse : T(0);
+    }
   }
 
   CTXFAST_INLINE Vec<T> dropped(const Row& row, int64_t key0, int64_t j, Vec<T> v) const {
@@ -157,6 +185,16 @@ struct GradientRows {
       }
     }
     close(first);
+  }
+
+  // Of M P or dS, in the place of the scores or of the gradients: row r, key `column` of those at
+  // hand.
+  CTXFAST_INLINE T word_element(const T* matrix, int64_t r, int64_t column) const {
+    const T* words = matrix + r / kPack * kPack * row_stride;
+    if constexpr (kPack == 1)
+      return words[column];
+    else
+      return to_compute(reinterpret_cast<const Storage*>(words)[kPack * column + r % kPack]);
   }
 
   // Words whose lower halves are `low` and whose upper halves are `high`, rounded to bfloat16.

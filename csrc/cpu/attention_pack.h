@@ -4,6 +4,7 @@
 
 #include "cpu/amx_block.h"
 #include "cpu/matrix_tile.h"
+#include "cpu/transpose.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -106,6 +107,19 @@ CTXFAST_INLINE void transpose_rows(Vec<T> (&rows)[kLanes<T>]) {
   }
 }
 
+// Word `first` + k of kLanes rows in square[k]. Whether the rows lie such that it can.
+template <typename Storage, typename T = Compute<Storage>>
+CTXFAST_INLINE bool load_words_transposed(const Storage* rows, int64_t stride, int64_t first,
+                                          Vec<T> (&square)[kLanes<T>]) {
+  constexpr int kPack = Arithmetic<Storage>::kPack;
+  if constexpr (kPack * sizeof(Storage) == sizeof(T)) {
+    if (stride % kPack != 0) return false;
+    load_transposed(reinterpret_cast<const T*>(rows + kPack * first), stride / kPack, square);
+    return true;
+  }
+  return false;
+}
+
 // rows [count, depth] -> blocks of kLanes rows, each [words_of(depth), kLanes]: B of a product with
 // the rows transposed.
 template <typename Storage>
@@ -117,13 +131,17 @@ CTXFAST_NOINLINE void pack_transposed(const Storage* rows, int64_t stride, int64
   for (int64_t block = 0; block < count; block += kCount) {
     for (int64_t first = 0; first < words; first += kCount) {
       Vec<T> tile[kCount];
+      const bool whole = filter.shows_all() && count - block >= kCount &&
+                         depth >= Arithmetic<Storage>::kPack * (first + kCount);
+      if (!whole || !load_words_transposed(rows + block * stride, stride, first, tile)) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kCount; ++i) {
-        const int64_t row = block + i;
-        tile[i] =
-            row < count && filter(row) ? load_row(rows + row * stride, first, depth) : Vec<T>{};
+        for (int i = 0; i < kCount; ++i) {
+          const int64_t row = block + i;
+          tile[i] =
+              row < count && filter(row) ? load_row(rows + row * stride, first, depth) : Vec<T>{};
+        }
+        transpose_rows<T>(tile);
       }
-      transpose_rows<T>(tile);
       T* to = reinterpret_cast<T*>(out) + first * kCount;
       const int64_t used = words - first < kCount ? words - first : kCount;
       if (used == kCount) {

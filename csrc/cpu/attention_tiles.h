@@ -161,6 +161,12 @@ struct AccumulateTile {
   Storage* output;  // or nullptr
   int64_t output_stride, columns;
 
+  // What is there so far of `rows` rows is to be added to.
+  void start(int64_t rows) {
+    if (starts) __builtin_memset(total, 0, rows * width * sizeof(T));
+    starts = false;
+  }
+
   template <int kRows, int kColumns>
   CTXFAST_NOINLINE void run(int64_t row, int64_t vector) const {
     const int64_t column = vector * kLanes<T>;
@@ -189,20 +195,19 @@ struct AccumulateTile {
   }
 
 #if defined(CTXFAST_AMX)
-  // Two tiles of rows at a time; a transposed left operand is turned on the way.
+  // Two tiles of rows at a time. A transposed left operand is turned on the way, the rows behind
+  // before those at hand are multiplied, and their results are written after the next ones: what
+  // has just been stored is not there yet to be loaded.
   void run_matrix(int64_t rows, int64_t vectors) const {
-    constexpr int64_t kBlockRows = 2 * kMatrixRows, kMostSteps = 2;
-    const int64_t steps = (depth + kMatrixRows - 1) / kMatrixRows;
-    alignas(64) float turned[kBlockRows * kMostSteps * kMatrixRows];
-    for (int64_t row = 0; row < rows; row += kBlockRows) {
-      const int64_t tiles = rows - row > kMatrixRows ? 2 : 1;
+    alignas(64) float turned[2][kBlockRows * kMostSteps * kMatrixRows];
+    if constexpr (kTransposed) turn_block(0, rows, turned[0]);
+    for (int64_t row = 0, n = 0; row < rows; row += kBlockRows, ++n) {
       const Word* a = left + row * left_stride;
       int64_t a_row = left_stride;
       if constexpr (kTransposed) {
-        a = reinterpret_cast<const Word*>(turned);
-        a_row = steps * kMatrixRows;
-        for (int64_t tile = 0; tile < tiles; ++tile)
-          turn(row + tile * kMatrixRows, a_row, turned + tile * kMatrixRows * a_row);
+        a = reinterpret_cast<const Word*>(turned[n % 2]);
+        a_row = steps() * kMatrixRows;
+        turn_block(row + kBlockRows, rows, turned[(n + 1) % 2]);
       }
       T* to = total + row * width;
       const MatrixProduct product = {reinterpret_cast<const char*>(a),
@@ -211,29 +216,42 @@ struct AccumulateTile {
                                      width * 4,
                                      width * 4 * kMatrixRows,
                                      kMatrixBytes,
-                                     steps,
+                                     steps(),
                                      reinterpret_cast<char*>(to),
                                      width * 4,
                                      starts};
-      product.run(tiles, vectors);
-      if (output == nullptr) continue;
-      for (int64_t r = 0; r < smaller(kBlockRows, rows - row); ++r)
-        for (int64_t c = 0; c < columns; c += kLanes<T>)
-          store_rounded(output + (row + r) * output_stride + c, load(to + r * width + c) * scale,
-                        columns - c);
+      product.run(rows - row > kMatrixRows ? 2 : 1, vectors);
+      if (row > 0) write_block(row - kBlockRows, rows);
     }
+    if (rows > 0) write_block((rows - 1) / kBlockRows * kBlockRows, rows);
   }
 
  private:
+  static constexpr int64_t kBlockRows = 2 * kMatrixRows, kMostSteps = 2;
+
+  int64_t steps() const { return (depth + kMatrixRows - 1) / kMatrixRows; }
+
+  CTXFAST_INLINE void write_block(int64_t row, int64_t rows) const {
+    if (output == nullptr) return;
+    for (int64_t r = row; r < smaller(row + kBlockRows, rows); ++r)
+      for (int64_t c = 0; c < columns; c += kLanes<T>)
+        store_rounded(output + r * output_stride + c, load(total + r * width + c) * scale,
+                      columns - c);
+  }
+
+  CTXFAST_INLINE void turn_block(int64_t row, int64_t rows, float* to) const {
+    const int64_t a_row = steps() * kMatrixRows;
+    for (int64_t last = smaller(row + kBlockRows, rows); row < last;
+         row += kMatrixRows, to += kMatrixRows * a_row)
+      turn(row, a_row, to);
+  }
+
   // A tile of rows from `row` on as [16, a_row]; words beyond the depth are 0.
   CTXFAST_INLINE void turn(int64_t row, int64_t a_row, float* to) const {
     for (int64_t first = 0; first < a_row; first += kMatrixRows) {
       Vec<float> tile[kMatrixRows];
-#pragma GCC unroll 16
-      for (int k = 0; k < kMatrixRows; ++k)
-        tile[k] = first + k < depth ? Math::load_words(left + (first + k) * left_stride + row)
-                                    : Vec<float>{};
-      transpose_rows<float>(tile);
+      load_transposed(reinterpret_cast<const float*>(left) + first * left_stride + row, left_stride,
+                      kMatrixRows, depth - first, tile);
 #pragma GCC unroll 16
       for (int r = 0; r < kMatrixRows; ++r) store(to + r * a_row + first, tile[r]);
     }

@@ -1,0 +1,147 @@
+"""A NaN reaches the gradients of what attends it and no others, whatever the kernels compute together.
+
+The exact gradients come from a sum over query rows, each with no other keys than those it attends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.attention_cases import (
+    DTYPES,
+    ISAS,
+    Case,
+    Inputs,
+    build,
+    names,
+    run,
+    run_reference,
+)
+from tests.oracle import assert_matches
+
+POISONED = ("query", "key", "value", "grad_output", "grad_lse")  # one in each head
+ALL = Case(heads=len(POISONED), seqlen_q=200, seqlen_k=210, head_dim=24, bias=(1, 1, 1, 1))
+WIDE = replace(ALL, batch=1, seqlen_q=190, seqlen_k=190, head_dim=256)  # two blocks of keys
+
+# Case, row of the queries, row of the keys. In WIDE the key is such that the forward leaves the rows alone whose keys
+# lie in both blocks, but where they are near: these take another way then, with other roundings.
+CASES = {
+    "causal": (replace(ALL, is_causal=True), 100, 60),
+    "left": (replace(ALL, window=(5, -1)), 70, 60),
+    "right": (replace(ALL, window=(-1, 5), threads=1), 3, 199),
+    "both": (replace(ALL, window=(20, 11)), 131, 140),
+    "holes": (replace(ALL, key_padding="holes"), 100, 60),
+    "padding": (replace(ALL, key_padding="left", window=(-1, 3), bias=(0, 1, 1, 0)), 180, 160),
+    "left padding": (replace(ALL, key_padding="left", bias=None), 100, 190),
+    "packed": (
+        replace(ALL, lengths_q=(70, 0, 130), lengths_k=(60, 3, 130), window=(9, 4), tail=3),
+        90,
+        100,
+    ),
+    "wide": (replace(WIDE, window=(20, 11)), 131, 40),
+    "wide left": (replace(WIDE, window=(5, -1), threads=1), 20, 90),
+    "near": (replace(WIDE, window=(20, 11)), 131, 106),
+    "any mask": (replace(ALL, attn_mask=(1, 0, 1, 1), bias=None), 100, 60),
+    "shared bias": (replace(ALL, is_causal=True, bias=(0, 0, 1, 1)), 100, 60),
+}
+
+
+def poison(inputs: Inputs, case: Case, row: int, key: int) -> None:
+    """NaN in one element of a tensor of each head, of the last sequence if padded."""
+    for head, name in enumerate(POISONED):
+        at = key if name in ("key", "value") else row
+        tensor = getattr(inputs, name)
+        if name == "grad_lse":
+            tensor[(head, at) if case.packed else (-1, head, at)] = torch.nan
+        else:
+            tensor[(at, head, 3) if case.packed else (-1, head, at, 3)] = torch.nan
+
+
+def sequences(case: Case, tensor: Tensor, side: str, row_dim: int = -2) -> list[Tensor]:
+    """[H, S, ...] of each sequence."""
+    if not case.packed:
+        return list(tensor)
+    lengths = list(case.lengths_q if side == "q" else case.lengths_k)
+    by_head = tensor.transpose(0, 1) if tensor.dim() == 3 else tensor
+    return list(by_head.split([*lengths, case.tail], dim=1))[:-1]
+
+
+def attended(case: Case, inputs: Inputs, b: int, row: int, keys: int) -> Tensor:
+    left, right = case.window
+    j = torch.arange(keys)
+    allowed = j >= row - left if left >= 0 else torch.ones(keys, dtype=torch.bool)
+    if case.is_causal:
+        right = 0
+    if right >= 0:
+        allowed &= j <= row + right
+    if (padding := inputs.arguments.get("key_padding_mask")) is not None:
+        allowed &= padding[b]
+    if (mask := inputs.arguments.get("attn_mask")) is not None:
+        allowed &= mask[b, 0, row]
+    return allowed.nonzero()[:, 0]
+
+
+def exact_gradients(case: Case, inputs: Inputs) -> list[Tensor]:
+    """Of query, key, value and bias (if there is one), in float64."""
+    leaves = [
+        x.detach().double().requires_grad_()
+        for x in (inputs.query, inputs.key, inputs.value, inputs.bias)
+        if x is not None
+    ]
+    query, key, value = (
+        sequences(case, x, side) for x, side in zip(leaves[:3], "qkk", strict=True)
+    )
+    grad = sequences(case, inputs.grad_output.double(), "q")
+    grad_lse = sequences(case, inputs.grad_lse.double(), "q")
+    bias = leaves[3].expand(case.scores) if case.bias else torch.zeros(1).expand(case.scores)
+    total = 0.0
+    for b, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
+        for row in range(q.shape[1]):
+            seen = attended(case, inputs, b, row, k.shape[1])
+            if len(seen) == 0:
+                continue
+            scores = (q[:, row, None] * k[:, seen]).sum(-1) * case.head_dim**-0.5
+            scores = scores + bias[b, :, row, seen]
+            output = (scores.softmax(-1)[..., None] * v[:, seen]).sum(-2)
+            total = total + (output * grad[b][:, row]).sum()
+            total = total + (scores.logsumexp(-1) * grad_lse[b][:, row]).sum()
+    return list(torch.autograd.grad(total, leaves))
+
+
+@cache
+def expected(name: str, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Exact gradients, and those of the eager functions without a NaN."""
+    case, row, key = CASES[name]
+    case = replace(case, dtype=dtype)
+    inputs = build(case)
+    eager = run_reference(case, inputs)
+    poison(inputs, case, row, key)
+    return exact_gradients(case, inputs), eager
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_nan_reaches_the_gradients_of_what_attends_it_and_no_others(name, dtype, isa):
+    case, row, key = CASES[name]
+    case = replace(case, dtype=dtype, isa=isa)
+    inputs = build(case)
+    clean = run(case, inputs, "native")
+    poison(inputs, case, row, key)
+    found = run(case, inputs, "native")
+    exact, eager = expected(name, dtype)
+    for gradient, truth in zip(names(case)[2:], exact, strict=True):
+        reached = truth.isnan()
+        assert reached.any() and not reached.all()
+        assert_matches(found[gradient], eager[gradient], truth, name=gradient)
+        if name == "near":
+            continue
+        if gradient != "dbias":
+            reached = reached.any(-1, keepdim=True)
+        untouched = found[gradient].masked_fill(reached, 0.0)
+        assert torch.equal(untouched, clean[gradient].masked_fill(reached, 0.0)), gradient
