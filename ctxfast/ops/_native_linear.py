@@ -19,7 +19,7 @@ from ctxfast.ops._native import (
 
 _ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
 _PANEL = 32  # columns of a panel in csrc/cpu/linear.h
-_PLAIN_ROWS = 384  # from which on putting a weight into panels on the way costs more than it gains
+_PLAIN_ROWS = 384  # from which on putting a weight into panels on the way pays only on matrix tiles
 
 
 def pack_refuses(dtype: torch.dtype, depth: int) -> str | None:
@@ -67,7 +67,7 @@ def linear_refuses(
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     rows = input.numel() // weight.shape[1]
-    if rows > _PLAIN_ROWS and not (weight.dtype == torch.float32 and _module().isa() == "amx"):
+    if rows > _PLAIN_ROWS and _module().isa() != "amx":
         return f"{rows} rows by a plain weight are faster through the GEMM library"
     return pack_refuses(weight.dtype, weight.shape[1])
 
