@@ -4,7 +4,7 @@
 //
 // A step has two products, each followed by a barrier over the team. dprojected W_hr gives the
 // gradient of o * tanh(c), from which the gradients of the gates follow in registers; dgates W_hh
-// gives that of the state before, from which the next dprojected follows. Threads split units and
+// gives that of the state before, from which the next dprojected follows. Threads share units and
 // outputs, and sums have a fixed order, as in the forward pass.
 #include "cpu/kernel_table.h"
 #include "cpu/lstm_cell.h"
@@ -95,14 +95,13 @@ struct Backward {
   int64_t state_vectors() const { return (sizes.features + kWidth - 1) / kWidth; }
   int64_t unit_vectors() const { return (sizes.hidden + kWidth - 1) / kWidth; }
 
-  // dprojected of a step, for this thread's columns: the state's gradient through mask and clip.
-  void project_gradients(int64_t step, const Team& team) const {
-    const int64_t begin = team.begin(state_vectors()), end = team.end(state_vectors());
+  // dprojected of a step, for vectors [first, last): the state's gradient through mask and clip.
+  void project_gradients(int64_t step, int64_t first, int64_t last) const {
     for (int64_t i = 0; i < order.active[step]; ++i) {
       const int64_t row = order.row[i], position = order.position(i, step, way.reverse);
       const S* grad = static_cast<const S*>(way.grad_output) + row * way.grad_output_stride[0] +
                       position * way.grad_output_stride[1];
-      for (int64_t column = begin * kWidth; column < end * kWidth; column += kWidth) {
+      for (int64_t column = first * kWidth; column < last * kWidth; column += kWidth) {
         const int64_t n = sizes.features - column;
         Vec<T> value = load(dstate + i * state_stride + column) + load_n(grad + column, n);
         if (way.mask != nullptr)
@@ -153,19 +152,19 @@ struct Backward {
     }
   }
 
-  void units_step(int64_t step, int64_t rows, const Team& team) const {
-    const int64_t begin = team.begin(unit_vectors()), end = team.end(unit_vectors());
+  // The gradients of the gates of vectors [first, last) of units.
+  void units_step(int64_t step, int64_t rows, int64_t first, int64_t last) const {
     const T* full = dfull;
     int64_t full_stride = cell_stride;
     if (sizes.projected) {
       multiply_vectors<W>(dprojected, state_stride, layout.words_of(way.packed, kProjectionPanel),
-                          layout.words[kProjectionPanel], dfull, cell_stride, rows, begin, end);
+                          layout.words[kProjectionPanel], dfull, cell_stride, rows, first, last);
     } else {
       full = dprojected;
       full_stride = state_stride;
     }
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t unit = begin * kWidth; unit < end * kWidth; unit += kWidth)
+      for (int64_t unit = first * kWidth; unit < last * kWidth; unit += kWidth)
         gate_gradients(load(full + i * full_stride + unit), i, step, unit);
   }
 
@@ -174,16 +173,20 @@ struct Backward {
     while (step > 0 && order.active[step - 1] == 0) --step;
     start(team);
     team.wait();
-    if (step > 0) project_gradients(step - 1, team);
+    team.share_vectors(state_vectors(), [&](int64_t first, int64_t last) {
+      if (step > 0) project_gradients(step - 1, first, last);
+    });
     team.wait();
     for (--step; step >= 0; --step) {
       const int64_t rows = order.active[step];
-      units_step(step, rows, team);
+      team.share_vectors(unit_vectors(),
+                         [&](int64_t first, int64_t last) { units_step(step, rows, first, last); });
       team.wait();
-      multiply_vectors<W>(dgates, gates_stride, layout.words_of(way.packed, kStatePanel),
-                          layout.words[kStatePanel], dstate, state_stride, rows,
-                          team.begin(state_vectors()), team.end(state_vectors()));
-      if (step > 0) project_gradients(step - 1, team);
+      team.share_vectors(state_vectors(), [&](int64_t first, int64_t last) {
+        multiply_vectors<W>(dgates, gates_stride, layout.words_of(way.packed, kStatePanel),
+                            layout.words[kStatePanel], dstate, state_stride, rows, first, last);
+        if (step > 0) project_gradients(step - 1, first, last);
+      });
       team.wait();
     }
     finish(team);

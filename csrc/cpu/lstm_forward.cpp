@@ -5,7 +5,7 @@
 // them. What the input contributes to the gates is one product for a few steps at a time: enough
 // rows to read weight_ih once for all of them, few enough for a cache. A step has two products,
 // each followed by a barrier over the team: the gates, whose four vectors of the same units meet in
-// registers and become c and o * tanh(c) at once, and the projection. Threads split units and
+// registers and become c and o * tanh(c) at once, and the projection. Threads share units and
 // outputs. A row's sums are added up in the order of the depth, so its result does not depend on
 // how many threads or other rows there are.
 #include "cpu/kernel_table.h"
@@ -59,9 +59,8 @@ struct Forward : ForwardState<S, W> {
     }
     team.wait();
     const int64_t words = layout.words[kInputPanel];
-    const int64_t begin = team.begin(blocks()), end = team.end(blocks());
     const bool tiles = on_tiles(rows, input_extreme + first);
-    for (int64_t block = begin; block < end; ++block) {
+    team.share(blocks(), [&](int64_t block, int64_t end) {
       const typename W::Word* weights = gates_block(kInputPanel, block, team);
       const T* scales = layout.scales_of(way.packed, kInputPanel, block * kBlock);
       Vec<T> bias[kGates] = {};
@@ -81,7 +80,7 @@ struct Forward : ForwardState<S, W> {
             if constexpr (W::kScaled) sum = sum * load(scales + g * kWidth);
             store(of, sum + bias[g]);
           }
-        continue;
+        return;
       }
       for_row_tiles(rows, [&](auto count, int64_t row, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
@@ -96,7 +95,8 @@ struct Forward : ForwardState<S, W> {
           }
         }
       });
-    }
+    });
+    team.wait();
     return last;
   }
 
@@ -165,10 +165,10 @@ struct Forward : ForwardState<S, W> {
 
   // before: the rows of earlier steps in `given`.
   void gates_step(int64_t step, int64_t before, int64_t rows, bool zero, const Team& team) const {
-    const int64_t words = layout.words[kStatePanel], end = team.end(blocks());
+    const int64_t words = layout.words[kStatePanel];
     const Element* h = state[sizes.projected ? 0 : step % 2];
     const bool tiles = on_tiles(rows, state_extreme + step);
-    for (int64_t block = team.begin(blocks()); block < end; ++block) {
+    team.share(blocks(), [&](int64_t block, int64_t end) {
       const T* x = given + (block * input_rows(sizes) + before) * kBlock;
       const bool none = zero && is_ordinary(block);
       if constexpr (W::kPlain) {
@@ -178,7 +178,7 @@ struct Forward : ForwardState<S, W> {
             sum[g] = multiply_plain_row(h, gate_rows(kStatePanel, g, block), words,
                                         sizes.hidden - block * kWidth);
           finish_cell(sum, nullptr, x, 0, step, block * kWidth);
-          continue;
+          return;
         }
       }
       const typename W::Word* weights = none ? nullptr : gates_block(kStatePanel, block, team);
@@ -193,7 +193,7 @@ struct Forward : ForwardState<S, W> {
           for (int g = 0; g < kGates; ++g) sum[g] = lowered(load(c + i * kBlock + g * kWidth));
           finish_cell(sum, scales, x + i * kBlock, i, step, block * kWidth);
         }
-        continue;
+        return;
       }
       for_row_tiles(rows, [&](auto count, int64_t first, int64_t tile) {
         constexpr int kRows = decltype(count)::value;
@@ -205,7 +205,7 @@ struct Forward : ForwardState<S, W> {
         for (int r = 0; r < kRows; ++r)
           finish_cell(sum[r], scales, x + (first + r) * kBlock, first + r, step, block * kWidth);
       });
-    }
+    });
   }
 
   bool on_projection_tiles(int64_t rows) const {
@@ -239,14 +239,19 @@ struct Forward : ForwardState<S, W> {
 
   void projection_step(int64_t step, int64_t rows, const Team& team) const {
     const int64_t vectors = (sizes.features + kWidth - 1) / kWidth;
-    const int64_t begin = team.begin(vectors), end = team.end(vectors);
+    team.share_vectors(vectors, [&](int64_t first, int64_t last) {
+      project(rows, first, last, team);
+      finish_projection(step, rows, first, last);
+    });
+  }
+
+  void finish_projection(int64_t step, int64_t rows, int64_t first, int64_t last) const {
     const T* scales = layout.scales_of(way.packed, kProjectionPanel);
-    project(rows, begin, end, team);
     const T lower = on_projection_tiles(rows) ? lowering() : T(1);
     Vec<T> largest = {};
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = order.row[i], position = order.position(i, step, way.reverse);
-      for (int64_t column = begin * kWidth; column < end * kWidth; column += kWidth) {
+      for (int64_t column = first * kWidth; column < last * kWidth; column += kWidth) {
         const int64_t n = sizes.features - column;
         Vec<T> projected = lower * load(sums + i * state_stride + column);
         if constexpr (W::kScaled) projected = projected * load(scales + column);

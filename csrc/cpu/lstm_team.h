@@ -13,15 +13,24 @@
 CTXFAST_NAMESPACE_BEGIN
 
 constexpr int64_t kSpinNanoseconds = 20000;
+constexpr int64_t kVectorsAtOnce = 4;  // of a product
 
 // Both directions run at the same time, each on half of the threads, where their weights together
 // stay in the last-level cache; larger ones would evict each other.
 constexpr int64_t kTogetherBytes = int64_t{24} << 20;
 
+constexpr int kMostSharers = 64;  // threads that take over each other's work
+
+// Of a thread's share of the work between two barriers, how many items have been begun.
+struct alignas(64) Begun {
+  int64_t items = 0;
+};
+
 struct alignas(64) Barrier {
   int32_t arrived = 0;
   char apart[60];
   int32_t generation = 0;
+  Begun begun[kMostSharers];
 };
 
 CTXFAST_INLINE int64_t now_nanoseconds() {
@@ -47,6 +56,8 @@ struct Team {
     const int32_t generation = __atomic_load_n(&barrier->generation, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&barrier->arrived, 1, __ATOMIC_ACQ_REL) == size) {
       __atomic_store_n(&barrier->arrived, 0, __ATOMIC_RELAXED);
+      for (int k = 0; k < size && k < kMostSharers; ++k)
+        __atomic_store_n(&barrier->begun[k].items, 0, __ATOMIC_RELAXED);
       __atomic_store_n(&barrier->generation, generation + 1, __ATOMIC_RELEASE);
       return;
     }
@@ -61,9 +72,37 @@ struct Team {
     }
   }
 
-  // This thread's share of [0, items).
-  CTXFAST_INLINE int64_t begin(int64_t items) const { return items * rank / size; }
-  CTXFAST_INLINE int64_t end(int64_t items) const { return items * (rank + 1) / size; }
+  // Calls body(item, end) for this thread's share of [0, items), which ends at `end`, then for what
+  // the others have not begun: a processor that something else slows down does not hold them up.
+  // Once between two barriers.
+  template <typename Body>
+  CTXFAST_INLINE void share(int64_t items, const Body& body) const {
+    const auto first = [&](int of) { return items * of / size; };
+    if (size == 1 || size > kMostSharers) {
+      for (int64_t item = first(rank); item < first(rank + 1); ++item) body(item, first(rank + 1));
+      return;
+    }
+    for (int k = 0; k < size; ++k) {
+      const int of = (rank + k) % size;
+      const int64_t begin = first(of), end = first(of + 1);
+      int64_t* begun = &barrier->begun[of].items;
+      while (begin + __atomic_load_n(begun, __ATOMIC_RELAXED) < end) {
+        const int64_t item = begin + __atomic_fetch_add(begun, 1, __ATOMIC_RELAXED);
+        if (item < end) body(item, end);
+      }
+    }
+  }
+
+  // The same for [0, vectors) in groups: body(first, last). As many vectors as a product takes at a
+  // time, where that leaves some for every thread.
+  template <typename Body>
+  CTXFAST_INLINE void share_vectors(int64_t vectors, const Body& body) const {
+    const int64_t width = vectors >= kVectorsAtOnce * size ? kVectorsAtOnce : 1;
+    share((vectors + width - 1) / width, [&](int64_t group, int64_t) {
+      const int64_t first = group * width, left = vectors - first;
+      body(first, first + (left < width ? left : width));
+    });
+  }
 };
 
 // Calls body(direction, team) for each of `count` directions from every thread of its team.

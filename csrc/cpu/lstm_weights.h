@@ -327,9 +327,8 @@ CTXFAST_INLINE void multiply_vectors(const typename W::Element* a, int64_t lda,
     const typename W::Word* column = panel + vector * words * lanes;
     for (int64_t k = 0; k < words; k += piece) {
       const int64_t part = words - k < piece ? words - k : piece;
-      const typename W::Word* next = k + piece < words         ? column + (k + piece) * lanes
-                                     : vector + columns < last ? column + columns * words * lanes
-                                                               : panel + first * words * lanes;
+      const typename W::Word* next =
+          k + piece < words ? column + (k + piece) * lanes : column + columns * words * lanes;
       multiply_depth<W>(a + k * W::kPack, lda, column + k * lanes, words * lanes, part, next,
                         words * lanes, c + vector * lanes, ldc, rows, columns, k == 0);
     }

@@ -78,9 +78,9 @@ def test_a_batch_needs_less_memory_than_eager():
 
 @pytest.mark.full
 @pytest.mark.skipif(not memory.available(), reason="needs /proc/self/clear_refs")
-def test_a_sentence_needs_the_recurrent_weights_twice_and_no_more():
-    """In the original size; the smaller ones, much of which is the token encoder, hold that twice too."""
-    ours, eager, recurrent = _memory("original-b1")
+@pytest.mark.parametrize("name", ["original-b1", "medium-b1", "small-b1"])
+def test_a_sentence_needs_the_recurrent_weights_twice_and_no_more(name):
+    ours, eager, recurrent = _memory(name)
     assert ours.peak <= eager.peak + recurrent
 
 

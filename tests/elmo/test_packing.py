@@ -18,11 +18,17 @@ from tests.elmo.models import SENTENCES
 
 
 @pytest.mark.skipif(not _native.available(), reason="packed copies are those of the native module")
-def test_the_token_encoder_is_packed_where_it_is_a_large_part():
+def test_the_token_encoder_is_packed_where_it_is_a_large_part_in_16_bits():
     """dim 24, projection 8: 3,840 recurrent weights beside 1,440 of highways and projection of 18 filters."""
     ids = batch_to_ids(SENTENCES)
-    for changes, expected in (({}, False), ({"filters": ((1, 40), (2, 40))}, True)):
-        bilm = models.model(**changes)
+    large = {"filters": ((1, 40), (2, 40))}
+    for changes, dtype, expected in (
+        ({}, torch.float32, False),
+        ({}, torch.bfloat16, False),
+        (large, torch.float32, False),
+        (large, torch.bfloat16, True),
+    ):
+        bilm = models.model(**changes).to(dtype)
         bilm.stateful = "reset"
         encoder = bilm._token_embedder
         with torch.inference_mode():

@@ -203,6 +203,21 @@ def test_number_of_threads_and_runs_change_no_bit(projected):
         )
 
 
+def test_work_that_another_thread_took_over_changes_no_bit():
+    """More threads than processors: some are always late, and the others take over what they have not begun."""
+    given = tensors(9, 12, 64, 500, 100)
+    grads = [torch.randn(x.shape) for x in call(ops.lstm, given)]
+    with only("native"):
+        torch.set_num_threads(1)
+        wanted = results_and_gradients(ops.lstm, given, grads, **CLIPS)
+        torch.set_num_threads(4)
+        for _ in range(20):
+            found = results_and_gradients(ops.lstm, given, grads, **CLIPS)
+            assert all(
+                torch.equal(a, b) for a, b in zip(found.values(), wanted.values(), strict=True)
+            )
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 def test_long_sums_are_as_exact_as_those_of_the_library(batch):
     """The depths of ELMo: 512 features, and a projection of 2048 cells."""
