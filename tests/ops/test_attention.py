@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from ctxfast import ops, reference
-from tests.ops.attention_cases import BACKENDS, DTYPES, ISAS, Case, build, check, lay_out, run
+from tests.ops.attention_cases import (
+    BACKENDS,
+    DTYPES,
+    ISAS,
+    Case,
+    build,
+    check,
+    lay_out,
+    machine,
+    run,
+)
 from tests.ops.implementations import only
 from tests.oracle import assert_matches
 
@@ -254,7 +264,7 @@ def test_gradient_of_a_single_input(wanted, backend):
     expected = run(case, inputs, backend)[f"d{wanted}"]
     tensors = {n: getattr(inputs, n).clone() for n in ("query", "key", "value", "bias")}
     tensors[wanted].requires_grad_()
-    with only(backend):
+    with machine(case), only(backend):
         outputs = ops.attention_with_lse(**tensors)
         gradient = torch.autograd.grad(
             outputs, tensors[wanted], (inputs.grad_output, inputs.grad_lse)
