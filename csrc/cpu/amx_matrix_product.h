@@ -23,7 +23,7 @@ CTXFAST_NAMESPACE_BEGIN
 struct SplitProduct {
   static constexpr int64_t kPieceSteps = 512 / kSplitStep;  // of a piece of the depth, at most
   static constexpr int64_t kLastSteps = 768 / kSplitStep;   // that stay in one piece
-  static constexpr int64_t kMostBlocks = 8;                 // of rows that a thread packs at a time
+  static constexpr int64_t kMostBlocks = 12;                // of rows that a thread packs at a time
   static constexpr int64_t kRowBytes = 5 << 18;  // of them: the most of the second cache level
   static constexpr int64_t kPortionBytes = 8 << 20;
 
