@@ -120,8 +120,10 @@ struct Differentiate : GradientTask<Storage> {
     const auto range_of = [&](int64_t i) { return key_range(common, sequence, i); };
     const bool prefetches =
         sequence.key_length <= kPrefetchedKeys<Storage> && head + 1 < common.heads;
-    const bool writes_queries = (wanted & kGradQuery) && passage.queries_whole;
-    const bool writes_keys = (wanted & kGradKeyValue) && passage.keys_end;
+    // Rows of more lines than these would displace what the products read.
+    constexpr bool kAsks = sizeof(Storage) == 2;
+    const bool writes_queries = kAsks && (wanted & kGradQuery) && passage.queries_whole;
+    const bool writes_keys = kAsks && (wanted & kGradKeyValue) && passage.keys_end;
     for (int64_t r = 0; r < rows; r += kPack) {
       if (prefetches)
         for (int64_t i = begin + r; i < begin + r + kPack; ++i) this->prefetch(i);
