@@ -16,7 +16,7 @@ from .records import CaseResult, Result, Run
 from .report import ratio, seconds, short, size
 from .svg import WIDTH, Drawing, Scale, shortened, spread, text_width
 from .timing import Ratio
-from .verdicts import rivals
+from .verdicts import fastest_rival, rivals
 
 _COLOURS = {
     **{
@@ -92,7 +92,7 @@ def overview(run: Run) -> Iterator[Plot]:
     for case in cases:
         name = case.workload if per_workload[case.workload] == 1 else f"{case.workload} {case.case}"
         for own in case.own():
-            best = next((r for r in rivals(case, own) if own.dtype in r.speedup), None)
+            best = fastest_rival(case, own)
             if best is not None:
                 label = f"{name} {short(own.dtype)}, {_name(best)}"
                 rows.append((label, best.speedup[own.dtype]))

@@ -15,7 +15,7 @@ from .records import CaseResult, Result, Run
 from .report import ratio, seconds, short
 from .svg import style
 from .timing import FEWEST, NOISY_FOREIGN, NOISY_SPREAD
-from .verdicts import Behind, behind, explanation, rivals
+from .verdicts import Behind, behind, explanation, fastest_rival, rivals
 from .workloads import WORKLOADS
 
 
@@ -189,7 +189,7 @@ def _models(run: Run) -> str:
 
 def _fastest(case: CaseResult, own: Result) -> tuple[str, str]:
     """The ratio to the fastest peer in the type of a result, and its name."""
-    best = next((peer for peer in rivals(case, own) if own.dtype in peer.speedup), None)
+    best = fastest_rival(case, own)
     return (ratio(best.speedup[own.dtype]), best.label) if best else ("", "")
 
 

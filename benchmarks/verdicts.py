@@ -33,6 +33,11 @@ def rivals(case: CaseResult, own: Result) -> list[Result]:
     return sorted(found, key=_median)
 
 
+def fastest_rival(case: CaseResult, own: Result) -> Result | None:
+    """The fastest of them that was timed in the same rounds as one of ctxfast's candidates."""
+    return next((r for r in rivals(case, own) if own.dtype in r.speedup), None)
+
+
 def _median(result: Result) -> float:
     return result.seconds.median if result.seconds else float("inf")
 
