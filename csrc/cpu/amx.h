@@ -18,6 +18,7 @@ CTXFAST_NAMESPACE_BEGIN
 
 constexpr int kMatrixRows = 16;       // of a tile, at most
 constexpr int64_t kMatrixBytes = 64;  // of a row of a tile, at most
+constexpr int64_t kTileBytes = kMatrixRows * kMatrixBytes;
 constexpr int64_t kMatrixDepth = 32;  // of a product of bfloat16
 
 // Shapes of the calling thread's tiles, from construction to the end of the scope. Between scopes a

@@ -35,10 +35,7 @@ struct CellWorkspace : ForwardWorkspace<bfloat16> {
   }
 };
 
-struct CellAttend : Attend<bfloat16> {
-  using Attend<bfloat16>::Attend;
-  static void* operator new(size_t, void* place) { return place; }
-};
+using CellAttend = Attend<bfloat16>;
 
 // The rows of a step and the keys at hand, [packed, packed_end).
 struct CellRow {
@@ -70,7 +67,7 @@ class CellPipeline {
            int64_t head, int64_t begin, int64_t end) {
     if (sequence.key_length <= kFewKeys) {
       finish();
-      return Attend<bfloat16>(args, sequence, index, head, work_).run(begin, end);
+      return CellAttend(args, sequence, index, head, work_).run(begin, end);
     }
     void* place = places_[item_ % kUnderWay];
     const int64_t cells = cell_;

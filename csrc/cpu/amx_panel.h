@@ -17,7 +17,6 @@
 
 CTXFAST_NAMESPACE_BEGIN
 
-constexpr int64_t kTileBytes = kMatrixRows * kMatrixBytes;
 constexpr int64_t kBlockRows = 2 * kMatrixRows, kBlockColumns = 32;
 constexpr int64_t kBlockSize = kBlockRows * kBlockColumns;
 constexpr int64_t kPanelRowBytes = 2 * kMatrixBytes;  // of two tiles side by side

@@ -22,7 +22,6 @@ struct ProductJob {
   int64_t c_row;
   bool starts;  // nothing is added to
 };
-constexpr int64_t kTileBytes = kMatrixRows * kMatrixBytes;
 constexpr int64_t kTileStep = 2 * kTileBytes;
 
 class ProductJobs {

@@ -17,6 +17,9 @@ struct Attend {
   static constexpr int kPack = Arithmetic<Storage>::kPack;
   static constexpr bool kPlain = kWordIsElement<Storage>;
 
+  // In memory that is there; those of <new> would be shared by all instruction sets.
+  static void* operator new(size_t, void* place) { return place; }
+
   const AttentionForwardArgs& args;
   const AttentionArgs& common;
   const AttentionSequence& sequence;

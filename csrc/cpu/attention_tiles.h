@@ -55,7 +55,7 @@ struct ScoreTile {
                                    row_stride * 4,
                                    reinterpret_cast<const char*>(keys),
                                    kMatrixBytes,
-                                   kMatrixRows * kMatrixBytes,
+                                   kTileBytes,
                                    words * kMatrixBytes,
                                    words / kMatrixRows,
                                    reinterpret_cast<char*>(scores),

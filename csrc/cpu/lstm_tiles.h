@@ -151,7 +151,6 @@ CTXFAST_NOINLINE void multiply_tiles(PartRows rows, PartTiles tiles, int64_t ste
   move_sums<kRowTiles, kColumns, true>(c, ldc);
 }
 
-constexpr int64_t kTileBytes = kMatrixRows * kMatrixBytes;
 constexpr int kTileColumnsAtOnce = 4;  // of 16 columns
 constexpr int64_t kMostTiles = kDepthPiece / kMatrixDepth * kTileColumnsAtOnce;
 
