@@ -2,7 +2,7 @@
 //
 //   C [16, 16] += A [16, 32] B [32, 16]   bfloat16, sums in float; numbers below the normal range
 //                                         count as 0, and roundings are to nearest even
-//   C [16, 16] += A [16, 64] B [64, 16]   unsigned by signed bytes, sums in int32, exact
+//   C [16, 16] += A [16, 64] B [64, 16]   unsigned or signed by signed bytes, sums in int32, exact
 //
 // A lies by rows. A row of B holds, for each of its 16 columns, the 2 (4) elements that are
 // neighbours along the depth, side by side.
@@ -98,6 +98,10 @@ CTXFAST_INLINE void multiply_matrix() {
 template <int kC, int kA, int kB>
 CTXFAST_INLINE void multiply_matrix8() {
   asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+}
+template <int kC, int kA, int kB>
+CTXFAST_INLINE void multiply_signed_matrix8() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 
 CTXFAST_NAMESPACE_END

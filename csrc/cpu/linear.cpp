@@ -10,6 +10,7 @@
 // rows come from memory while the piece before is multiplied.
 #include "cpu/linear.h"
 
+#include "cpu/amx_digit_linear.h"
 #include "cpu/amx_linear.h"
 #include "cpu/amx_matrix_product.h"
 #include "cpu/kernel_table.h"
@@ -278,7 +279,8 @@ Status linear(const LinearArgs& args) {
   Status status;
   if (args.dtype == kFloat32) {
 #if defined(CTXFAST_AMX)
-    if (split_product(args, finish_for<float>(args.activation))) return status;
+    const LinearFinish finish = finish_for<float>(args.activation);
+    if (digit_linear(args, finish) || split_product(args, finish)) return status;
 #endif
     run<float>(args);
   } else if (args.dtype == kBfloat16 && args.depth % 2 == 0) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,20 +35,52 @@ def pack_refuses(dtype: torch.dtype, depth: int) -> str | None:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """weight [N, K] as panels of 32 rows, [ceil(N / 32), K, 32], padded with 0: in the order in which it is read.
+    """weight [N, K] as panels of 32 rows, padded with 0: in the order in which it is read.
 
+    In float32 flat, [ceil(N / 32) * K * 32 + K + ceil(N / 32) * 32]: panels [K, 32] and behind them what `_units` gives.
     In bfloat16 [ceil(N / 32), K / 2, 32, 2]: a processor that multiplies it takes neighbours along K in pairs.
     """
     rows, depth = weight.shape
     step = 2 if weight.dtype == torch.bfloat16 else 1
-    panels = _stream((-(-rows // _PANEL), depth // step, _PANEL, step), weight.dtype)
+    count = -(-rows // _PANEL)
+    shape = (count, depth // step, _PANEL, step)
+    size = math.prod(shape)
+    tail = depth + count * _PANEL if step == 1 else 0
+    packed = _stream((size + tail,), weight.dtype)
+    panels = packed[:size].view(shape)
     whole, rest = divmod(rows, _PANEL)
     words = weight.detach().reshape(rows, -1, step)
     panels[:whole] = words[: whole * _PANEL].unflatten(0, (whole, _PANEL)).transpose(1, 2)
     if rest:
         panels[whole, :, :rest] = words[whole * _PANEL :].transpose(0, 1)
         panels[whole, :, rest:] = 0
-    return panels if step == 2 else panels.squeeze(-1)
+    if step == 2:
+        return panels
+    features, units = _units(weight.detach())
+    packed[size:] = 0
+    packed[size : size + depth] = features
+    packed[size + depth : size + depth + rows] = units
+    return packed
+
+
+def _units(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Powers of two for csrc/cpu/amx_digits.h: what features are multiplied by, [K], and the units of rows, [N].
+
+    Features of about the same weight are multiplied by the same power of 16. Where the weight does not fit digits,
+    the first of them is NaN.
+    """
+    size = weight.abs().amax(0).log2()
+    known = size[size.isfinite()]
+    typical = known.median() if known.numel() else size.new_zeros(())
+    exponent = ((size - typical) / 4).round().nan_to_num(0.0, 0.0, 0.0).clamp(-10, 10) * 4
+    features = exponent.exp2()
+    largest = (weight / features).abs().amax(1)
+    fits = (largest == 0) | ((largest >= 2.0**-60) & (largest <= 2.0**60))
+    if not fits.all():
+        features[0] = math.nan
+    mantissa, power = (largest * float.fromhex("0x1.0103p-23")).frexp()
+    power = power - (mantissa == 0.5).int()
+    return features, torch.where(largest == 0, 0.0, torch.ldexp(torch.ones_like(largest), power))
 
 
 def linear_refuses(

@@ -1,0 +1,197 @@
+// Float operands of matrix tiles as integers (Ozaki, Ogita, Oishi and Rump, "Error-free
+// transformations of matrix multiplication", 2012; on units for integers Ootomo, Ozaki and Yokota,
+// "DGEMM on integer matrix multiplication unit", 2024). A row of the left operand and a column of
+// the right one each count in a power of two, so small that their largest element takes 24 bits;
+// other elements are rounded to whole ones. Tiles multiply bytes twice as fast as bfloat16:
+//
+//   x = unit (2^16 d0 + 2^8 d1 + d2)    three signed digits of 8 bits
+//
+// and of the nine products of digits all but the smallest is summed, exactly, products of one
+// weight together. What is lost is what rounding an operand to 24 bits below its largest element
+// loses: as much as float sums of that many terms do.
+//
+// A block is 16 rows or 16 columns; a step is 64 along the depth. The four bytes of a word are
+// elements that lie 16 apart along the depth: packing needs no permutation then, and a sum does not
+// mind.
+#pragma once
+
+#include "cpu/amx.h"
+#include "cpu/simd.h"
+
+#if defined(CTXFAST_AMX)
+
+CTXFAST_NAMESPACE_BEGIN
+
+constexpr int64_t kDigitStep = 64;
+constexpr int64_t kDigits = 3;
+constexpr int64_t kDigitStepBytes = kDigits * kTileBytes;  // of a block
+
+// The power of two of which three digits hold `most`, 0 of 0; and what to multiply by to count in
+// it. `most` is 0 or lies within kLeastMost and kMostMost.
+struct DigitUnit {
+  float size, inverse;
+};
+constexpr float kLeastMost = 0x1p-60f, kMostMost = 0x1p60f;
+CTXFAST_INLINE DigitUnit digit_unit(float most) {
+  const float least = most * 0x1.0103p-23f;  // a little more than most / 0x7f7f7f
+  uint32_t bits;
+  __builtin_memcpy(&bits, &least, sizeof(bits));
+  bits = (bits + 0x007fffffu) & 0x7f800000u;
+  const uint32_t inverse = (254u << 23) - bits;
+  DigitUnit unit;
+  __builtin_memcpy(&unit.size, &bits, sizeof(bits));
+  __builtin_memcpy(&unit.inverse, &inverse, sizeof(inverse));
+  return unit;
+}
+
+// Digit d of lane i of x[t], which counts units, is byte t of word i at out + d * kTileBytes.
+CTXFAST_INLINE void store_digits(const Vec<float> (&x)[4], char* out) {
+  constexpr __mmask64 kOddBytes = 0xaaaaaaaaaaaaaaaa;
+  constexpr __mmask32 kOddHalves = 0xaaaaaaaa;
+  const __m512i middle = _mm512_set1_epi32(0x808080), sign = _mm512_set1_epi8(char(0x80));
+  __m512i q[4];
+#pragma GCC unroll 4
+  for (int t = 0; t < 4; ++t) q[t] = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)x[t]), middle);
+  // Bytes 0 and 2, and byte 1, of two neighbours side by side.
+  __m512i even[2], odd[2];
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p) {
+    const __m512i low = q[2 * p], high = q[2 * p + 1];
+    even[p] = _mm512_mask_blend_epi8(kOddBytes, low, _mm512_slli_epi32(high, 8));
+    odd[p] = _mm512_mask_blend_epi8(kOddBytes, _mm512_srli_epi32(low, 8), high);
+  }
+  const __m512i digits[kDigits] = {
+      _mm512_mask_blend_epi16(kOddHalves, _mm512_srli_epi32(even[0], 16), even[1]),
+      _mm512_mask_blend_epi16(kOddHalves, odd[0], _mm512_slli_epi32(odd[1], 16)),
+      _mm512_mask_blend_epi16(kOddHalves, even[0], _mm512_slli_epi32(even[1], 16))};
+#pragma GCC unroll 3
+  for (int d = 0; d < kDigits; ++d)
+    _mm512_store_si512(out + d * kTileBytes, _mm512_xor_si512(digits[d], sign));
+}
+
+CTXFAST_INLINE bool fits_digits(float most) {
+  return most == 0 || (most >= kLeastMost && most <= kMostMost);  // and is a number
+}
+
+// `depth` elements of a row, each times what its feature is multiplied by, as digits into a row of
+// a block of `steps` steps. Returns the largest magnitude, and sets *unit where it fits.
+CTXFAST_NOINLINE inline float pack_digit_row(const float* row, const float* features, int64_t depth,
+                                             int64_t steps, char* out, float* unit) {
+  const auto at = [&](int64_t k) { return load_n(row + k, depth - k) * load(features + k); };
+  // Magnitudes compare as their bits do, and a NaN is the largest.
+  __m512i most = _mm512_setzero_si512();
+  for (int64_t k = 0; k < depth; k += kLanes<float>) {
+    const __m512i bits = _mm512_castps_si512((__m512)at(k));
+    most = _mm512_max_epu32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+  }
+  const int32_t bits = int32_t(_mm512_reduce_max_epu32(most));
+  float largest;
+  __builtin_memcpy(&largest, &bits, sizeof(largest));
+  if (!fits_digits(largest)) return largest;
+  const DigitUnit found = digit_unit(largest);
+  *unit = found.size;
+  for (int64_t step = 0; step < steps; ++step, out += kDigitStepBytes) {
+    const int64_t k = step * kDigitStep;
+    const Vec<float> x[4] = {at(k) * found.inverse, at(k + 16) * found.inverse,
+                             at(k + 32) * found.inverse, at(k + 48) * found.inverse};
+    store_digits(x, out);
+  }
+  return largest;
+}
+
+// A block of columns, half of a panel of 32, that becomes digits a little at a time: a unit of work
+// is a row of words of a step.
+class DigitColumns {
+ public:
+  static constexpr int64_t kRowFloats = 32;  // of a panel
+  static constexpr int64_t kStepWork = kMatrixRows;
+
+  // `depth` rows of a panel from `from` on, in `steps` steps. inverse_features: what the rows are
+  // multiplied by; inverse_units: the columns. As it proceeds it asks the second cache level for
+  // what lies at `ahead` as they do at `from`.
+  void begin(const float* from, const float* ahead, const float* inverse_features,
+             Vec<float> inverse_units, int64_t depth, int64_t steps, char* out) {
+    from_ = from;
+    ahead_ = ahead - from;
+    features_ = inverse_features;
+    units_ = inverse_units;
+    depth_ = depth;
+    out_ = out;
+    row_ = 0;
+    left_ = steps * kStepWork;
+  }
+  int64_t left() const { return left_; }
+  void finish() {
+    while (left_ > 0) pack_row();
+  }
+
+  CTXFAST_NOINLINE void pack_row() {
+    Vec<float> x[4];
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t) {
+      const int64_t k = row_ + 16 * t;
+      const float* line = from_ + k * kRowFloats;
+      __builtin_prefetch(line + ahead_, 0, 2);
+      x[t] = k < depth_ ? load(line) * (features_[k] * units_) : Vec<float>{};
+    }
+    store_digits(x, out_ + row_ * kMatrixBytes);
+    --left_;
+    if (++row_ < kStepWork) return;
+    row_ = 0;
+    from_ += kDigitStep * kRowFloats;
+    features_ += kDigitStep;
+    depth_ -= kDigitStep;
+    out_ += kDigitStepBytes;
+  }
+
+ private:
+  const float *from_ = nullptr, *features_ = nullptr;
+  int64_t ahead_ = 0, depth_ = 0, row_ = 0, left_ = 0;
+  Vec<float> units_ = {};
+  char* out_ = nullptr;
+};
+
+// Sums of products of digits, one tile for each weight: 2^32, 2^24, 2^16 and 2^8 units of the row
+// by those of the column.
+constexpr int64_t kDigitSums = 4;
+
+// sums[kDigitSums][16][16] = a block of rows times a block of columns. `beside` is called in each
+// of kDigitPauses pauses of a step: the vector units are idle while tiles multiply.
+constexpr int64_t kDigitPauses = 3;
+template <typename Beside>
+CTXFAST_INLINE void multiply_digits(const char* rows, const char* columns, int64_t steps,
+                                    int32_t* sums, const Beside& beside) {
+  clear_sums();
+  for (int64_t step = 0; step < steps; ++step) {
+    // Tiles 5 to 7 hold the digits of the columns, which stay in the first cache level; those of
+    // the rows pass through tile 4.
+    load_matrix<5>(columns, 64);
+    stream_matrix<4>(rows, 64);
+    multiply_signed_matrix8<0, 4, 5>();
+    load_matrix<6>(columns + kTileBytes, 64);
+    multiply_signed_matrix8<1, 4, 6>();
+    load_matrix<7>(columns + 2 * kTileBytes, 64);
+    multiply_signed_matrix8<2, 4, 7>();
+    stream_matrix<4>(rows + kTileBytes, 64);
+    beside();
+    multiply_signed_matrix8<1, 4, 5>();
+    multiply_signed_matrix8<2, 4, 6>();
+    multiply_signed_matrix8<3, 4, 7>();
+    stream_matrix<4>(rows + 2 * kTileBytes, 64);
+    beside();
+    multiply_signed_matrix8<2, 4, 5>();
+    multiply_signed_matrix8<3, 4, 6>();
+    beside();
+    rows += kDigitStepBytes;
+    columns += kDigitStepBytes;
+  }
+  constexpr int64_t kSize = kMatrixRows * kMatrixRows;
+  store_matrix<0>(sums, 64);
+  store_matrix<1>(sums + kSize, 64);
+  store_matrix<2>(sums + 2 * kSize, 64);
+  store_matrix<3>(sums + 3 * kSize, 64);
+}
+
+CTXFAST_NAMESPACE_END
+
+#endif
