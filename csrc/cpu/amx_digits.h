@@ -31,17 +31,11 @@ constexpr int64_t kDigitStepBytes = kDigits * kTileBytes;  // of a block
 struct DigitUnit {
   float size, inverse;
 };
+constexpr float kMostUnits = 0x7f7f70;  // that three digits hold, whatever is rounded
 constexpr float kLeastMost = 0x1p-60f, kMostMost = 0x1p60f;
 CTXFAST_INLINE DigitUnit digit_unit(float most) {
-  const float least = most * 0x1.0103p-23f;  // a little more than most / 0x7f7f7f
-  uint32_t bits;
-  __builtin_memcpy(&bits, &least, sizeof(bits));
-  bits = (bits + 0x007fffffu) & 0x7f800000u;
-  const uint32_t inverse = (254u << 23) - bits;
-  DigitUnit unit;
-  __builtin_memcpy(&unit.size, &bits, sizeof(bits));
-  __builtin_memcpy(&unit.inverse, &inverse, sizeof(inverse));
-  return unit;
+  if (most == 0) return {0, 0};
+  return {most / kMostUnits, kMostUnits / most};
 }
 
 // Digit d of lane i of x[t], which counts units, is byte t of word i at out + d * kTileBytes.

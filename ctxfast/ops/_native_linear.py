@@ -22,6 +22,7 @@ from ctxfast.ops._native import (
 
 _ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
 _PANEL = 32  # columns of a panel in csrc/cpu/linear.h
+_MOST_UNITS = 0x7F7F70  # of csrc/cpu/amx_digits.h
 _PLAIN_ROWS = 384  # from which on putting a weight into panels on the way pays only on matrix tiles
 
 
@@ -69,18 +70,16 @@ def _units(weight: Tensor) -> tuple[Tensor, Tensor]:
     Features of about the same weight are multiplied by the same power of 16. Where the weight does not fit digits,
     the first of them is NaN.
     """
-    size = weight.abs().amax(0).log2()
+    size = weight.square().mean(0).sqrt().log2()
     known = size[size.isfinite()]
     typical = known.median() if known.numel() else size.new_zeros(())
-    exponent = ((size - typical) / 4).round().nan_to_num(0.0, 0.0, 0.0).clamp(-10, 10) * 4
+    exponent = ((size - typical) / 10).round().nan_to_num(0.0, 0.0, 0.0).clamp(-4, 4) * 10
     features = exponent.exp2()
     largest = (weight / features).abs().amax(1)
     fits = (largest == 0) | ((largest >= 2.0**-60) & (largest <= 2.0**60))
     if not fits.all():
         features[0] = math.nan
-    mantissa, power = (largest * float.fromhex("0x1.0103p-23")).frexp()
-    power = power - (mantissa == 0.5).int()
-    return features, torch.where(largest == 0, 0.0, torch.ldexp(torch.ones_like(largest), power))
+    return features, largest / _MOST_UNITS
 
 
 def linear_refuses(
