@@ -22,29 +22,34 @@ CTXFAST_NAMESPACE_BEGIN
 
 // What becomes of the sums of digits: one block is being summed while the one before becomes
 // results, some rows at a time.
+template <Activation kActivation>
 class DigitResults {
  public:
   static constexpr int64_t kTurns = 8;
   static constexpr int64_t kTurnRows = kMatrixRows / kTurns;
 
-  DigitResults(const LinearArgs& args, LinearFinish finish) : args_(args), finish_(finish) {}
+  explicit DigitResults(const LinearArgs& args) : args_(args) {}
 
   // Where the sums of the next block go.
   int32_t* next() { return sums_[current_ ^ 1]; }
   // They are there. units: of the rows and of the columns; first, last: whether results begin and
   // end with this piece of the depth.
-  void begin(int64_t row, int64_t column, const float* row_units, const float* column_units,
+  void begin(int64_t row, int64_t column, const float* row_units, Vec<float> column_units,
              bool first, bool last) {
     current_ ^= 1;
+    turn_ = 0;
     row_ = row;
     column_ = column;
+    rows_ = args_.rows - row;
     width_ = args_.columns - column;
-    if (width_ > kMatrixRows) width_ = kMatrixRows;
     row_units_ = row_units;
-    column_units_ = load(column_units) * 0x1p32f;
+    column_units_ = column_units * 0x1p32f;
     first_ = first;
     last_ = last;
-    turn_ = 0;
+    alone_ = rows_ >= kMatrixRows && width_ >= kMatrixRows && (!last || args_.residual == nullptr);
+    bias_ = last && alone_ && args_.bias != nullptr
+                ? load(static_cast<const float*>(args_.bias) + column)
+                : Vec<float>{};
   }
   // Turns that are left.
   int64_t left() const { return kTurns - turn_; }
@@ -54,24 +59,23 @@ class DigitResults {
 
   CTXFAST_NOINLINE void finish_rows() {
     const int64_t first = turn_++ * kTurnRows;
-    const int64_t missing = args_.rows - (row_ + first);
-    const int64_t rows = missing < kTurnRows ? missing : kTurnRows;
-    if (rows <= 0) return;
-    alignas(64) float results[kTurnRows * kMatrixRows];
-    float* output = static_cast<float*>(args_.output) + (row_ + first) * args_.columns + column_;
+    if (!alone_) return finish_some(first);
+    float* output = output_at(first);
 #pragma GCC unroll 2
-    for (int64_t r = 0; r < kTurnRows; ++r) {
-      Vec<float> y = value(first + r);
-      if (!first_ && r < rows) y += load_n(output + r * args_.columns, width_);
-      store(results + r * kMatrixRows, y);
+    for (int64_t r = 0; r < kTurnRows; ++r, output += args_.columns) {
+      Vec<float> y = value(first + r, bias_);
+      if (!first_) y += load(output);
+      store(output, last_ ? activate<float, kActivation>(y) : y);
     }
-    if (last_) return finish_(args_, results, kMatrixRows, row_ + first, rows, column_, width_);
-    for (int64_t r = 0; r < rows; ++r)
-      store_n(output + r * args_.columns, load(results + r * kMatrixRows), width_);
   }
 
  private:
-  CTXFAST_INLINE Vec<float> value(int64_t row) const {
+  float* output_at(int64_t row) const {
+    return static_cast<float*>(args_.output) + (row_ + row) * args_.columns + column_;
+  }
+
+  // What a row's sums make, and `more`.
+  CTXFAST_INLINE Vec<float> value(int64_t row, Vec<float> more) const {
     constexpr int64_t kSize = kMatrixRows * kMatrixRows;
     const int32_t* sums = sums_[current_] + row * kMatrixRows;
     const auto sum = [&](int64_t weight) {
@@ -80,23 +84,40 @@ class DigitResults {
     Vec<float> y = sum(3);
 #pragma GCC unroll 3
     for (int64_t weight = 2; weight >= 0; --weight) y = y * 0x1p-8f + sum(weight);
-    return y * (row_units_[row] * column_units_);
+    return y * (row_units_[row] * column_units_) + more;
+  }
+
+  // At the edge of the results, or with a residual.
+  CTXFAST_NOINLINE void finish_some(int64_t first) {
+    alignas(64) float sums[kMatrixRows];
+    for (int64_t row = first; row < first + kTurnRows && row < rows_; ++row) {
+      Vec<float> y = value(row, Vec<float>{});
+      if (!first_) y += load_n(output_at(row), width_);
+      store(sums, y);
+      if (last_) {
+        const int64_t width = width_ < kMatrixRows ? width_ : kMatrixRows;
+        finish_linear<float, kActivation>(args_, sums, kMatrixRows, row_ + row, 1, column_, width);
+      } else {
+        store_n(output_at(row), y, width_);
+      }
+    }
   }
 
   const LinearArgs& args_;
-  const LinearFinish finish_;
   alignas(64) int32_t sums_[2][kDigitSums * kMatrixRows * kMatrixRows];
-  int64_t current_ = 0, row_ = 0, column_ = 0, width_ = 0, turn_ = kTurns;
+  int64_t current_ = 0, turn_ = kTurns;
+  int64_t row_ = 0, column_ = 0, rows_ = 0, width_ = 0;  // of the block; how many are there
   const float* row_units_ = nullptr;
-  Vec<float> column_units_ = {};
+  Vec<float> column_units_ = {}, bias_ = {};
   bool first_ = false, last_ = false;
+  bool alone_ = false;  // whether sums, bias and activation are all there is to a whole block
 };
 
+template <Activation kActivation>
 class DigitLinear {
  public:
-  DigitLinear(const LinearArgs& args, LinearFinish finish)
+  explicit DigitLinear(const LinearArgs& args)
       : args_(args),
-        finish_(finish),
         row_blocks_(ceiling(args.rows, kMatrixRows)),
         halves_(ceiling(args.columns, kMatrixRows)),
         steps_(ceiling(args.depth, kDigitStep)),
@@ -173,7 +194,7 @@ class DigitLinear {
     const int64_t depth = smaller(steps * kDigitStep, linear.args_.depth - begin * kDigitStep);
     const int64_t bytes = steps * kDigitStepBytes;
     DigitColumns columns;
-    DigitResults results{linear.args_, linear.finish_};
+    DigitResults<kActivation> results{linear.args_};
 
     bool pack_rows() const {
       const LinearArgs& args = linear.args_;
@@ -219,6 +240,7 @@ class DigitLinear {
       const int64_t count = last - first, pauses = steps * kDigitPauses;
       const int64_t all_pauses = count * pauses, column_work = columns.left();
       const bool starts = linear.piece_ == 0, ends = linear.piece_ + 1 == linear.pieces_;
+      const Vec<float> column_units = load(linear.column_units_ + half * kMatrixRows);
       int64_t columns_due = 0;
       for (int64_t block = 0; block < count; ++block) {
         const int64_t turns = results.left();
@@ -232,8 +254,7 @@ class DigitLinear {
         multiply_digits(rows + block * bytes, digits_of(half), steps, results.next(), beside);
         results.finish();
         results.begin((first + block) * kMatrixRows, half * kMatrixRows,
-                      units + block * kMatrixRows, linear.column_units_ + half * kMatrixRows,
-                      starts, ends);
+                      units + block * kMatrixRows, column_units, starts, ends);
       }
     }
   };
@@ -249,7 +270,6 @@ class DigitLinear {
   }
 
   const LinearArgs args_;
-  const LinearFinish finish_;
   const int64_t row_blocks_, halves_, steps_;
   const int64_t pieces_, piece_steps_;  // of the depth, as equal as possible
   const float *panels_, *features_, *column_units_;
@@ -259,10 +279,13 @@ class DigitLinear {
 };
 
 // False where the layer remains to be done otherwise.
-inline bool digit_linear(const LinearArgs& args, LinearFinish finish) {
-  constexpr int64_t kFewestRows = 96;  // for which columns are worth packing
+inline bool digit_linear(const LinearArgs& args) {
+  constexpr int64_t kFewestRows = 49;  // for which columns are worth packing
   if (args.panels == nullptr || args.float_parts < 3 || args.rows < kFewestRows) return false;
-  return DigitLinear(args, finish).run();
+  if (args.activation == kGelu) return DigitLinear<kGelu>(args).run();
+  if (args.activation == kGeluTanh) return DigitLinear<kGeluTanh>(args).run();
+  if (args.activation == kTanh) return DigitLinear<kTanh>(args).run();
+  return DigitLinear<kNone>(args).run();
 }
 
 CTXFAST_NAMESPACE_END

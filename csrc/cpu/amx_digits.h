@@ -26,8 +26,8 @@ constexpr int64_t kDigitStep = 64;
 constexpr int64_t kDigits = 3;
 constexpr int64_t kDigitStepBytes = kDigits * kTileBytes;  // of a block
 
-// The power of two of which three digits hold `most`, 0 of 0; and what to multiply by to count in
-// it. `most` is 0 or lies within kLeastMost and kMostMost.
+// The unit of a row or a column whose largest magnitude is `most`, and what to multiply by to count
+// in it.
 struct DigitUnit {
   float size, inverse;
 };
@@ -71,23 +71,33 @@ CTXFAST_INLINE bool fits_digits(float most) {
 // a block of `steps` steps. Returns the largest magnitude, and sets *unit where it fits.
 CTXFAST_NOINLINE inline float pack_digit_row(const float* row, const float* features, int64_t depth,
                                              int64_t steps, char* out, float* unit) {
-  const auto at = [&](int64_t k) { return load_n(row + k, depth - k) * load(features + k); };
+  const int64_t whole = depth / kDigitStep;
+  alignas(64) float rest[kDigitStep] = {};  // the last step where it is incomplete
+  if (whole < steps)
+    __builtin_memcpy(rest, row + whole * kDigitStep,
+                     size_t(depth - whole * kDigitStep) * sizeof(float));
+  const auto at = [&](int64_t step, int t) {
+    const float* from = step < whole ? row + step * kDigitStep : rest;
+    return load(from + 16 * t) * load(features + step * kDigitStep + 16 * t);
+  };
   // Magnitudes compare as their bits do, and a NaN is the largest.
-  __m512i most = _mm512_setzero_si512();
-  for (int64_t k = 0; k < depth; k += kLanes<float>) {
-    const __m512i bits = _mm512_castps_si512((__m512)at(k));
-    most = _mm512_max_epu32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
-  }
-  const int32_t bits = int32_t(_mm512_reduce_max_epu32(most));
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i most[4] = {};
+  for (int64_t step = 0; step < steps; ++step)
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t)
+      most[t] = _mm512_max_epu32(most[t], _mm512_and_si512((__m512i)at(step, t), magnitude));
+  const uint32_t bits = _mm512_reduce_max_epu32(
+      _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3])));
   float largest;
   __builtin_memcpy(&largest, &bits, sizeof(largest));
   if (!fits_digits(largest)) return largest;
   const DigitUnit found = digit_unit(largest);
   *unit = found.size;
   for (int64_t step = 0; step < steps; ++step, out += kDigitStepBytes) {
-    const int64_t k = step * kDigitStep;
-    const Vec<float> x[4] = {at(k) * found.inverse, at(k + 16) * found.inverse,
-                             at(k + 32) * found.inverse, at(k + 48) * found.inverse};
+    Vec<float> x[4];
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t) x[t] = at(step, t) * found.inverse;
     store_digits(x, out);
   }
   return largest;
@@ -120,13 +130,15 @@ class DigitColumns {
   }
 
   CTXFAST_NOINLINE void pack_row() {
+    const float* lines = from_ + row_ * kRowFloats;
+    const float* features = features_ + row_;
     Vec<float> x[4];
 #pragma GCC unroll 4
     for (int t = 0; t < 4; ++t) {
-      const int64_t k = row_ + 16 * t;
-      const float* line = from_ + k * kRowFloats;
+      const float* line = lines + 16 * t * kRowFloats;
       __builtin_prefetch(line + ahead_, 0, 2);
-      x[t] = k < depth_ ? load(line) * (features_[k] * units_) : Vec<float>{};
+      const bool there = depth_ >= kDigitStep || row_ + 16 * t < depth_;
+      x[t] = there ? load(line) * (features[16 * t] * units_) : Vec<float>{};
     }
     store_digits(x, out_ + row_ * kMatrixBytes);
     --left_;

@@ -280,7 +280,7 @@ Status linear(const LinearArgs& args) {
   if (args.dtype == kFloat32) {
 #if defined(CTXFAST_AMX)
     const LinearFinish finish = finish_for<float>(args.activation);
-    if (digit_linear(args, finish) || split_product(args, finish)) return status;
+    if (digit_linear(args) || split_product(args, finish)) return status;
 #endif
     run<float>(args);
   } else if (args.dtype == kBfloat16 && args.depth % 2 == 0) {
