@@ -37,8 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _patched_once_a_launch(patch: Callable) -> Callable:
     """What Triton's interpreter does to its language before a function runs, done once for each module of a launch.
 
-    The interpreter repeats it at every call that a kernel makes to another function, which then finds everything patched:
-    half of the time of a test of kernels.
+    The interpreter repeats it at every call that a kernel makes to another function, which finds everything patched
+    already: half of the time of a test of kernels.
     """
     patched: set[int] = set()
 
