@@ -233,10 +233,12 @@ def build_cuda(output: Path, scratch: Path) -> dict:
     cxx = find_cxx()
     version = run_compiler([nvcc, "--version"]).strip().splitlines()[-1]
     architectures = cuda_architecture_flags(nvcc)
+    # Two at a time: the last of a few large files would leave a core idle.
+    device = [*architectures, "--threads=2"]
     jobs = []
     for source in sorted((CSRC / "cuda").glob("*.cu")):
         target = scratch / "cuda" / f"{source.stem}.o"
-        flags = ["-std=c++17", "-O3", "-lineinfo", "-MMD", f"-I{CSRC}", *architectures]
+        flags = ["-std=c++17", "-O3", "-lineinfo", "-MMD", f"-I{CSRC}", *device]
         host = ["-ccbin", cxx[-1], "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
         jobs.append((target, [nvcc, *flags, *host, "-c", str(source), "-o", str(target)]))
     for source in sorted(CSRC.glob("bindings_cuda*.cpp")):

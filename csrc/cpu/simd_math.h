@@ -1,9 +1,11 @@
 // Exponential and logarithm on vectors.
 //
-//   exp2(x)  at most 2 ulp for results in the normal range; 0 below it, +inf from 128 (1024) on,
-//   NaN for NaN exp2_nonpositive<kFast>(x)  the same for x <= 0; with kFast a float has relative
-//   error up to 4e-6 exp(x)   at most 2 ulp, ranges as exp2 log(x)   at most 3 ulp for positive
-//   normal x; -inf at 0, +inf at +inf, NaN below 0 and for NaN
+// - exp2(x): at most 2 ulp for results in the normal range; 0 below it, +inf from 128 (1024) on,
+//   NaN for NaN
+// - exp2_nonpositive<kFast>(x): the same for x <= 0; with kFast a float has relative error up to
+//   4e-6
+// - exp(x): at most 2 ulp, ranges as exp2
+// - log(x): at most 3 ulp for positive normal x; -inf at 0, +inf at +inf, NaN below 0 and for NaN
 //
 // The polynomials are minimax for the relative error of 2^f on [-1/2, 1/2] with p(0) = 1 (Remez
 // exchange).

@@ -52,11 +52,11 @@ def untimed(peer, label, dtype, status, reason):
     return Result("bert-inference", "a", peer, label, dtype, status=status, reason=reason)
 
 
-def case(results, *, workload="bert-inference", name="a", **more):
-    """A case with the ratios of ctxfast over every candidate filled in."""
+def case(results, *, workload="bert-inference", name="a", ratios=True, **more):
+    """A case; ratios: those of ctxfast over every candidate are filled in."""
     own = [r for r in results if r.peer == "ctxfast" and r.seconds]
     for result in results:
-        if result.seconds and not result.part:
+        if ratios and result.seconds and not result.part:
             result.speedup = {m.dtype: ratio_interval(result.samples, m.samples) for m in own}
     return CaseResult(
         workload=workload,

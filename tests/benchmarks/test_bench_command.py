@@ -1,4 +1,4 @@
-"""`ctxfast bench` as a user runs it: another process, from another directory."""
+"""`ctxfast bench` as a user runs it, most often in another process and from another directory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ctxfast.benchmarks import records
+from ctxfast.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 # A pytest of its own must not take itself for a worker of this one.
@@ -58,11 +59,10 @@ def test_tiny_run_prints_a_table_and_writes_both_files(tmp_path):
     assert [row["status"] for row in rows] == ["ok"] * 4
 
 
-def test_stdout_holds_json_lines_alone(tmp_path):
-    arguments = ("layer-norm", "--size", "tiny", "--repeats", "1", "--peers", "eager")
-    done = bench(*arguments, "--json", "-", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    kinds = [json.loads(line)["record"] for line in done.stdout.splitlines()]
+def test_stdout_holds_json_lines_alone(capfd):
+    arguments = ["layer-norm", "--size", "tiny", "--repeats", "1", "--peers", "eager"]
+    assert main(["bench", *arguments, "--json", "-"]) == 0
+    kinds = [json.loads(line)["record"] for line in capfd.readouterr().out.splitlines()]
     assert kinds == ["run", "case", *["result"] * 4]
 
 
@@ -83,11 +83,11 @@ def test_list(tmp_path):
         (["linear", "--repeats", "many"], "repeats"),
     ],
 )
-def test_bad_arguments_end_with_status_2_and_one_sentence(tmp_path, arguments, message):
-    done = bench(*arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr and len(done.stderr.splitlines()) == 1
-    assert done.stdout == ""
+def test_bad_arguments_end_with_status_2_and_one_sentence(capfd, arguments, message):
+    assert main(["bench", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert message in err and len(err.splitlines()) == 1
+    assert out == ""
 
 
 def test_unwritable_output_is_found_before_anything_is_measured(tmp_path):

@@ -33,7 +33,7 @@ def measured(
         results = [made_up.candidate("ctxfast", "ctxfast", times(own), case=str(i))]
         for peer in ("eager", "torch")[:controls]:
             results.append(made_up.candidate(peer, peer, times(2.0), case=str(i)))
-        cases.append(made_up.case(results, name=str(i)))
+        cases.append(made_up.case(results, name=str(i), ratios=False))
     return made_up.run(*cases)
 
 

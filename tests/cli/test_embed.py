@@ -60,15 +60,19 @@ def test_truncation_is_told(cli, model_directory, text):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
-def test_standard_input_plain_and_compressed(command, model_directory, text, tmp_path, suffix):
+def test_standard_input_plain_and_compressed(
+    command, cli, monkeypatch, model_directory, text, tmp_path, suffix
+):
     source = tmp_path / f"input{suffix}"
     content = text.read_bytes()
     source.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
-    for name, stream in (("pipe", subprocess.PIPE), ("file", source.open("rb"))):
-        output = tmp_path / f"{name}.safetensors"
-        options = {"input": source.read_bytes()} if stream == subprocess.PIPE else {"stdin": stream}
-        done = command("embed", model_directory, "-", "-o", output, **options)
-        assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    arguments = ["embed", model_directory, "-", "-o"]
+    done = command(*arguments, tmp_path / "pipe.safetensors", input=source.read_bytes())
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    with source.open("rb") as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        status, out, err = cli(*arguments, tmp_path / "file.safetensors")
+    assert (status, out) == (0, ""), err
     piped, read = (load_embeddings(tmp_path / f"{name}.safetensors") for name in ("pipe", "file"))
     np.testing.assert_array_equal(np.asarray(piped.embeddings), np.asarray(read.embeddings))
     assert piped.metadata["text"] == "standard input" and len(piped) == 4
@@ -274,17 +278,17 @@ def written(pid, directory):
 # Vectors alone are 4000 * 9 * 32 * 4 = 4,608,000 bytes; offsets and tokens come on top of them.
 @pytest.mark.parametrize("room", [1_000_000, 4_700_000])
 @pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors"])
-def test_a_full_disk_leaves_nothing(command, model_directory, tmp_path, suffix, room):
+def test_a_full_disk_leaves_nothing(cli, model_directory, tmp_path, suffix, room):
     path = tmp_path / "text.txt"
     path.write_text("one two three four five six seven\n" * 4000)
-
-    def limit():  # stands in for the disk: larger files cannot be written
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
     output = tmp_path / f"out.{suffix}"
-    arguments = ["embed", model_directory, path, "-o", output, "--pooling", "tokens"]
-    done = command(*arguments, preexec_fn=limit)
-    err = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (1, b""), err
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Stands in for the disk: larger files cannot be written.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        status, out, err = cli("embed", model_directory, path, "-o", output, "--pooling", "tokens")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (status, out) == (1, ""), err
     assert "file too large" in err and err.count("\n") == 1
     assert names(tmp_path) == ["text.txt"]

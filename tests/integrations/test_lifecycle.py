@@ -160,23 +160,19 @@ def test_deepcopy_is_independent_and_accelerated(pair: tuple[nn.Module, nn.Modul
         close(valid(ours), valid(theirs))
 
 
-@pytest.mark.parametrize("way", ["pickle", "torch.save"])
 def test_pickles_load_with_and_without_this_package(
-    pair: tuple[nn.Module, nn.Module], tmp_path: Path, way: str
+    pair: tuple[nn.Module, nn.Module], tmp_path: Path
 ) -> None:
     ours, theirs = pair
     with torch.no_grad():
         wanted = valid(ours)
-    path = tmp_path / "model"
-    if way == "pickle":
-        path.write_bytes(pickle.dumps(ours))
-        loaded = pickle.loads(path.read_bytes())
-    else:
-        torch.save(ours, path)
-        loaded = torch.load(path, weights_only=False)
-    assert fused(loaded)
-    close(valid(loaded), wanted)
-    code = f"""
+    pickled, saved = tmp_path / "pickled", tmp_path / "saved"
+    pickled.write_bytes(pickle.dumps(ours))
+    torch.save(ours, saved)
+    for loaded in (pickle.loads(pickled.read_bytes()), torch.load(saved, weights_only=False)):
+        assert fused(loaded)
+        close(valid(loaded), wanted)
+    code = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -184,18 +180,20 @@ class Blocked:
             raise ModuleNotFoundError("no ctxfast", name=name)
 sys.meta_path.insert(0, Blocked())
 import pickle, torch, transformers
-with open({str(path)!r}, "rb") as file:
-    model = pickle.load(file) if {way == "pickle"} else torch.load(file, weights_only=False)
-assert type(model) is transformers.BertModel, type(model).__mro__
-result = model(**torch.load({str(tmp_path / "inputs")!r})).last_hidden_state
-torch.save(result.detach(), {str(tmp_path / "result")!r})
+with open("pickled", "rb") as file:
+    models = pickle.load(file), torch.load("saved", weights_only=False)
+for model, name in zip(models, ("of pickled", "of saved")):
+    assert type(model) is transformers.BertModel, type(model).__mro__
+    torch.save(model(**torch.load("inputs")).last_hidden_state.detach(), name)
 assert "ctxfast" not in sys.modules
 """
     torch.save(inputs(), tmp_path / "inputs")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    line = [sys.executable, "-c", code]
+    run = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     mask = inputs()["attention_mask"].bool()
-    close(torch.load(tmp_path / "result")[mask], valid(theirs))
+    for name in ("of pickled", "of saved"):
+        close(torch.load(tmp_path / name)[mask], valid(theirs))
 
 
 def test_state_dicts_and_types_and_devices(pair: tuple[nn.Module, nn.Module]) -> None:

@@ -88,29 +88,35 @@ def attended(case: Case, inputs: Inputs, b: int, row: int, keys: int) -> Tensor:
 
 def exact_gradients(case: Case, inputs: Inputs) -> list[Tensor]:
     """Of query, key, value and bias (if there is one), in float64."""
-    leaves = [
-        x.detach().double().requires_grad_()
-        for x in (inputs.query, inputs.key, inputs.value, inputs.bias)
-        if x is not None
+    tensors = [x.double() for x in (inputs.query, inputs.key, inputs.value)]
+    gradients = [torch.zeros_like(x) for x in tensors]
+    per_sequence = [
+        *(sequences(case, x, side) for x, side in zip(tensors, "qkk", strict=True)),
+        *(sequences(case, x, side) for x, side in zip(gradients, "qkk", strict=True)),
+        sequences(case, inputs.grad_output.double(), "q"),
+        sequences(case, inputs.grad_lse.double(), "q"),
     ]
-    query, key, value = (
-        sequences(case, x, side) for x, side in zip(leaves[:3], "qkk", strict=True)
-    )
-    grad = sequences(case, inputs.grad_output.double(), "q")
-    grad_lse = sequences(case, inputs.grad_lse.double(), "q")
-    bias = leaves[3].expand(case.scores) if case.bias else torch.zeros(1).expand(case.scores)
-    total = 0.0
-    for b, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
-        for row in range(q.shape[1]):
-            seen = attended(case, inputs, b, row, k.shape[1])
+    bias = inputs.bias.double() if case.bias else torch.zeros(1)
+    bias, dbias = bias.expand(case.scores), torch.zeros(case.scores, dtype=torch.float64)
+    scale = case.head_dim**-0.5
+    for b, (query, key, value, dquery, dkey, dvalue, grad, grad_lse) in enumerate(
+        zip(*per_sequence, strict=True)
+    ):
+        # From the last row on: in the order of the eager functions, sums would share their rounding of float64.
+        for row in reversed(range(query.shape[1])):
+            seen = attended(case, inputs, b, row, key.shape[1])
             if len(seen) == 0:
                 continue
-            scores = (q[:, row, None] * k[:, seen]).sum(-1) * case.head_dim**-0.5
-            scores = scores + bias[b, :, row, seen]
-            output = (scores.softmax(-1)[..., None] * v[:, seen]).sum(-2)
-            total = total + (output * grad[b][:, row]).sum()
-            total = total + (scores.logsumexp(-1) * grad_lse[b][:, row]).sum()
-    return list(torch.autograd.grad(total, leaves))
+            q, k, v, g = query[:, row, None], key[:, seen], value[:, seen], grad[:, row, None]
+            weights = ((q * k).sum(-1) * scale + bias[b, :, row, seen]).softmax(-1)
+            along = (g * v).sum(-1)  # [H, seen], like the weights and the gradients of the scores
+            centred = along - (weights * along).sum(-1, keepdim=True)
+            dscores = weights * (centred + grad_lse[:, row, None])
+            dquery[:, row] = scale * (dscores[..., None] * k).sum(-2)
+            dkey[:, seen] += scale * dscores[..., None] * q
+            dvalue[:, seen] += weights[..., None] * g
+            dbias[b, :, row, seen] = dscores
+    return [*gradients, dbias.sum_to_size(inputs.bias.shape)] if case.bias else gradients
 
 
 @cache
