@@ -32,21 +32,23 @@ class DigitResults {
 
   // Where the sums of the next block go.
   int32_t* next() { return sums_[current_ ^ 1]; }
-  // They are there. units: of the rows and of the columns; first, last: whether results begin and
-  // end with this piece of the depth.
-  void begin(int64_t row, int64_t column, const float* row_units, Vec<float> column_units,
-             bool first, bool last) {
+  // They are there. rows: the first of the block; columns: the piece of the panel, whose units are
+  // column_units; first, last: whether results begin and end with it.
+  void begin(int64_t row, int64_t column, const DigitRow* rows, const float* columns,
+             Vec<float> column_units, bool first, bool last) {
     current_ ^= 1;
     turn_ = 0;
     row_ = row;
     column_ = column;
-    rows_ = args_.rows - row;
+    height_ = args_.rows - row;
     width_ = args_.columns - column;
-    row_units_ = row_units;
+    rows_ = rows;
+    columns_ = columns;
     column_units_ = column_units * 0x1p32f;
     first_ = first;
     last_ = last;
-    alone_ = rows_ >= kMatrixRows && width_ >= kMatrixRows && (!last || args_.residual == nullptr);
+    alone_ =
+        height_ >= kMatrixRows && width_ >= kMatrixRows && (!last || args_.residual == nullptr);
     bias_ = last && alone_ && args_.bias != nullptr
                 ? load(static_cast<const float*>(args_.bias) + column)
                 : Vec<float>{};
@@ -84,13 +86,16 @@ class DigitResults {
     Vec<float> y = sum(3);
 #pragma GCC unroll 3
     for (int64_t weight = 2; weight >= 0; --weight) y = y * 0x1p-8f + sum(weight);
-    return y * (row_units_[row] * column_units_) + more;
+    y = y * (rows_[row].unit * column_units_) + more;
+    for (int32_t i = 0; i < rows_[row].apart; ++i)
+      y += rows_[row].value[i] * load(columns_ + rows_[row].at[i] * kPanelColumns);
+    return y;
   }
 
   // At the edge of the results, or with a residual.
   CTXFAST_NOINLINE void finish_some(int64_t first) {
     alignas(64) float sums[kMatrixRows];
-    for (int64_t row = first; row < first + kTurnRows && row < rows_; ++row) {
+    for (int64_t row = first; row < first + kTurnRows && row < height_; ++row) {
       Vec<float> y = value(row, Vec<float>{});
       if (!first_) y += load_n(output_at(row), width_);
       store(sums, y);
@@ -106,8 +111,9 @@ class DigitResults {
   const LinearArgs& args_;
   alignas(64) int32_t sums_[2][kDigitSums * kMatrixRows * kMatrixRows];
   int64_t current_ = 0, turn_ = kTurns;
-  int64_t row_ = 0, column_ = 0, rows_ = 0, width_ = 0;  // of the block; how many are there
-  const float* row_units_ = nullptr;
+  int64_t row_ = 0, column_ = 0, height_ = 0, width_ = 0;  // of the block; how many are there
+  const DigitRow* rows_ = nullptr;
+  const float* columns_ = nullptr;
   Vec<float> column_units_ = {}, bias_ = {};
   bool first_ = false, last_ = false;
   bool alone_ = false;  // whether sums, bias and activation are all there is to a whole block
@@ -150,8 +156,9 @@ class DigitLinear {
   }
 
  private:
-  static constexpr int64_t kPieceSteps = 768 / kDigitStep;  // at most: columns fill the first level
-  static constexpr int64_t kRowBytes = 5 << 18;             // of packed rows in the second level
+  static constexpr int64_t kPieceSteps =
+      kMostDepth / kDigitStep;                   // at most: columns fill the first level
+  static constexpr int64_t kRowBytes = 5 << 18;  // of packed rows in the second level
 
   static CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
   static CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -187,8 +194,8 @@ class DigitLinear {
   struct Chunk {
     const DigitLinear& linear;
     const int64_t first, last, from, to;
-    char* const rows;    // [blocks][steps] and behind them two blocks of columns
-    float* const units;  // of the rows
+    char* const rows;       // [blocks][steps] and behind them two blocks of columns
+    DigitRow* const found;  // of each row
     const int64_t begin = linear.piece_ * linear.piece_steps_;
     const int64_t steps = smaller(linear.piece_steps_, linear.steps_ - begin);
     const int64_t depth = smaller(steps * kDigitStep, linear.args_.depth - begin * kDigitStep);
@@ -203,24 +210,26 @@ class DigitLinear {
         char* out = rows + row / kMatrixRows * bytes + row % kMatrixRows * kMatrixBytes;
         const float* from =
             static_cast<const float*>(args.input) + source * args.input_stride + begin * kDigitStep;
-        const float most = pack_digit_row(from, linear.scaled_ + begin * kDigitStep,
-                                          source < args.rows ? depth : 0, steps, out, units + row);
-        if (!fits_digits(most)) return false;
+        if (!pack_digit_row(from, linear.scaled_ + begin * kDigitStep,
+                            source < args.rows ? depth : 0, steps, out, found + row))
+          return false;
       }
       return true;
     }
 
     char* digits_of(int64_t half) const { return rows + (last - first + half % 2) * bytes; }
 
+    // The piece of half a panel.
+    const float* columns_of(int64_t half) const {
+      return linear.panels_ + half / 2 * kPanelColumns * linear.args_.depth +
+             half % 2 * kMatrixRows + begin * kDigitStep * kPanelColumns;
+    }
+
     void begin_columns(int64_t half) {
-      const int64_t all = linear.args_.depth, next = half + 1 < to ? half + 1 : half;
-      const auto at = [&](int64_t half) {
-        return linear.panels_ + half / 2 * kPanelColumns * all + half % 2 * kMatrixRows +
-               begin * kDigitStep * kPanelColumns;
-      };
       const Vec<float> units = load(linear.column_units_ + half * kMatrixRows);
-      columns.begin(at(half), at(next), linear.inverse_ + begin * kDigitStep,
-                    units > 0 ? 1.0f / units : Vec<float>{}, depth, steps, digits_of(half));
+      columns.begin(columns_of(half), columns_of(half + 1 < to ? half + 1 : half),
+                    linear.inverse_ + begin * kDigitStep, units > 0 ? 1.0f / units : Vec<float>{},
+                    depth, steps, digits_of(half));
     }
 
     void run() {
@@ -254,7 +263,7 @@ class DigitLinear {
         multiply_digits(rows + block * bytes, digits_of(half), steps, results.next(), beside);
         results.finish();
         results.begin((first + block) * kMatrixRows, half * kMatrixRows,
-                      units + block * kMatrixRows, column_units, starts, ends);
+                      found + block * kMatrixRows, columns_of(half), column_units, starts, ends);
       }
     }
   };
@@ -262,8 +271,9 @@ class DigitLinear {
   CTXFAST_NOINLINE void multiply(int64_t first, int64_t last, int64_t from, int64_t to) {
     const int64_t bytes = (last - first + 2) * block_bytes();
     char* memory = static_cast<char*>(
-        thread_scratch(size_t(bytes + (last - first) * kMatrixRows * int64_t(sizeof(float)))));
-    Chunk chunk = {*this, first, last, from, to, memory, reinterpret_cast<float*>(memory + bytes)};
+        thread_scratch(size_t(bytes + (last - first) * kMatrixRows * int64_t(sizeof(DigitRow)))));
+    Chunk chunk = {
+        *this, first, last, from, to, memory, reinterpret_cast<DigitRow*>(memory + bytes)};
     if (memory == nullptr || !chunk.pack_rows())
       return __atomic_store_n(&failed_, 1, __ATOMIC_RELAXED);
     chunk.run();

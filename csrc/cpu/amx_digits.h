@@ -32,7 +32,7 @@ struct DigitUnit {
   float size, inverse;
 };
 constexpr float kMostUnits = 0x7f7f70;  // that three digits hold, whatever is rounded
-constexpr float kLeastMost = 0x1p-60f, kMostMost = 0x1p60f;
+constexpr float kLeastMost = 0x1p-54f, kMostMost = 0x1p54f;
 CTXFAST_INLINE DigitUnit digit_unit(float most) {
   if (most == 0) return {0, 0};
   return {most / kMostUnits, kMostUnits / most};
@@ -67,10 +67,22 @@ CTXFAST_INLINE bool fits_digits(float most) {
   return most == 0 || (most >= kLeastMost && most <= kMostMost);  // and is a number
 }
 
-// `depth` elements of a row, each times what its feature is multiplied by, as digits into a row of
-// a block of `steps` steps. Returns the largest magnitude, and sets *unit where it fits.
-CTXFAST_NOINLINE inline float pack_digit_row(const float* row, const float* features, int64_t depth,
-                                             int64_t steps, char* out, float* unit) {
+// Elements of a row that are much larger than the rest: they would make its unit too large for the
+// rest, and are multiplied in float. No more than 1 / kFarOut^2 of a row are so large.
+constexpr float kFarOut = 6;  // times the root of the mean square
+constexpr int64_t kMostDepth = 768, kMostApart = kMostDepth / int64_t(kFarOut * kFarOut);
+struct DigitRow {
+  float unit;
+  int32_t apart;  // so many
+  int32_t at[kMostApart];
+  float value[kMostApart];
+};
+
+// `depth` elements of a row, at most kMostDepth, each times what its feature is multiplied by, as
+// digits into a row of a block of `steps` steps; what is apart is as it was in the row. False where
+// a number does not fit.
+CTXFAST_NOINLINE inline bool pack_digit_row(const float* row, const float* features, int64_t depth,
+                                            int64_t steps, char* out, DigitRow* found) {
   const int64_t whole = depth / kDigitStep;
   alignas(64) float rest[kDigitStep] = {};  // the last step where it is incomplete
   if (whole < steps)
@@ -83,24 +95,61 @@ CTXFAST_NOINLINE inline float pack_digit_row(const float* row, const float* feat
   // Magnitudes compare as their bits do, and a NaN is the largest.
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i most[4] = {};
+  Vec<float> squares[4] = {};
   for (int64_t step = 0; step < steps; ++step)
 #pragma GCC unroll 4
-    for (int t = 0; t < 4; ++t)
-      most[t] = _mm512_max_epu32(most[t], _mm512_and_si512((__m512i)at(step, t), magnitude));
+    for (int t = 0; t < 4; ++t) {
+      const Vec<float> x = at(step, t);
+      most[t] = _mm512_max_epu32(most[t], _mm512_and_si512((__m512i)x, magnitude));
+      squares[t] += x * x;
+    }
   const uint32_t bits = _mm512_reduce_max_epu32(
       _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3])));
   float largest;
   __builtin_memcpy(&largest, &bits, sizeof(largest));
-  if (!fits_digits(largest)) return largest;
-  const DigitUnit found = digit_unit(largest);
-  *unit = found.size;
+  found->apart = 0;
+  if (!fits_digits(largest)) return false;
+  // Without what is far out the mean is smaller, and more may be far out.
+  float sum = reduce_add((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  for (;;) {
+    const float far = kFarOut * __builtin_sqrtf(sum / float(depth > 0 ? depth : 1));
+    if (largest <= far) break;
+    int64_t count = 0;
+    Vec<float> near_most = {}, near_squares = {};
+    for (int64_t step = 0; step < steps; ++step)
+      for (int t = 0; t < 4; ++t) {
+        const __m512 size = _mm512_abs_ps((__m512)at(step, t));
+        const __mmask16 near = _mm512_cmp_ps_mask(size, _mm512_set1_ps(far), _CMP_LE_OQ);
+        const Vec<float> x = (Vec<float>)_mm512_maskz_mov_ps(near, size);
+        near_most = vmax(near_most, x);
+        near_squares += x * x;
+        count += 16 - __builtin_popcount(near);
+      }
+    if (count > kMostApart) break;
+    largest = reduce_max(near_most);
+    sum = reduce_add(near_squares);
+  }
+  const DigitUnit unit = digit_unit(largest);
+  found->unit = unit.size;
   for (int64_t step = 0; step < steps; ++step, out += kDigitStepBytes) {
     Vec<float> x[4];
+    uint64_t far = 0;
 #pragma GCC unroll 4
-    for (int t = 0; t < 4; ++t) x[t] = at(step, t) * found.inverse;
+    for (int t = 0; t < 4; ++t) {
+      const __m512 y = (__m512)at(step, t);
+      const __mmask16 near =
+          _mm512_cmp_ps_mask(_mm512_abs_ps(y), _mm512_set1_ps(largest), _CMP_LE_OQ);
+      x[t] = (Vec<float>)_mm512_maskz_mul_ps(near, y, _mm512_set1_ps(unit.inverse));
+      far |= uint64_t(uint16_t(~near)) << 16 * t;
+    }
     store_digits(x, out);
+    for (; far != 0; far &= far - 1) {
+      const int64_t k = step * kDigitStep + __builtin_ctzll(far);
+      found->at[found->apart] = int32_t(k);
+      found->value[found->apart++] = row[k];
+    }
   }
-  return largest;
+  return true;
 }
 
 // A block of columns, half of a panel of 32, that becomes digits a little at a time: a unit of work

@@ -73,10 +73,10 @@ def _units(weight: Tensor) -> tuple[Tensor, Tensor]:
     size = weight.square().mean(0).sqrt().log2()
     known = size[size.isfinite()]
     typical = known.median() if known.numel() else size.new_zeros(())
-    exponent = ((size - typical) / 10).round().nan_to_num(0.0, 0.0, 0.0).clamp(-4, 4) * 10
+    exponent = (size - typical).round().clamp(-24, 24).nan_to_num(0.0)
     features = exponent.exp2()
     largest = (weight / features).abs().amax(1)
-    fits = (largest == 0) | ((largest >= 2.0**-60) & (largest <= 2.0**60))
+    fits = (largest == 0) | ((largest >= 2.0**-54) & (largest <= 2.0**54))
     if not fits.all():
         features[0] = math.nan
     return features, largest / _MOST_UNITS
