@@ -99,4 +99,4 @@ class Candidate:
 
 def element_size(dtype: str) -> int:
     """Bytes of one element of a compute type."""
-    return {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[dtype]
+    return {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "tf32": 4}[dtype]

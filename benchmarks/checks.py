@@ -2,9 +2,9 @@
 
 The truth is float64. ctxfast's own results must lie within 2 x (error of the eager path of the same dtype + one ulp of
 the largest output), in maximum and in root mean square, and under a cap a dtype; peers must lie under the cap, which
-is relative to the largest output of the truth. For int8 the eager path emulates its products exactly, and the ulp is
-that of float32, in which everything else is computed there. Fresh memory is filled with NaN during the check, so that
-a row that was never written cannot pass as a row left over from an earlier call.
+is relative to the largest output of the truth. For int8 and TF32 the eager path emulates its products exactly, and
+the ulp is that of float32, in which everything else is computed there. Fresh memory is filled with NaN during the
+check, so that a row that was never written cannot pass as a row left over from an earlier call.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ import torch
 from torch import Tensor
 
 # Largest accepted error of a BERT-base forward or a single operator, relative to the largest output.
-CAPS = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 6e-2, "float16": 1e-2, "int8": 2.5e-1}
+CAPS = {
+    "float64": 1e-10,
+    "float32": 2e-5,
+    "tf32": 1e-2,
+    "bfloat16": 6e-2,
+    "float16": 1e-2,
+    "int8": 2.5e-1,
+}
 _TORCH = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.float32,
+    "tf32": torch.float32,
 }
 _ANGLED = ("int8",)  # the dtypes whose error is large enough for an angle to say more
 

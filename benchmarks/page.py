@@ -356,7 +356,7 @@ def _method(run: Run) -> str:
         [
             "Every candidate is first checked against a float64 result; memory that nobody wrote is NaN during the "
             "check. Wrong numbers get no time, and the last timed output is checked again. ctxfast's error may be at "
-            "most twice that of eager PyTorch in the same type; for int8, of eager PyTorch with emulated 8-bit "
+            "most twice that of eager PyTorch in the same type; for int8 and TF32, of eager PyTorch with emulated "
             "products. Beside its largest error stand the least and the mean cosine of a token to its exact vector.",
             "All candidates have the same threads. After a warm-up they are timed in interleaved rounds (A B C, A B C, "
             f"...), at least {FEWEST}; figures are medians with 20th and 80th percentile.",

@@ -147,6 +147,15 @@ def product_int8(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return scale.squeeze(1) * (step * sums + low * rounded.sum(1)) + bias
 
 
+def product_tf32(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x weight^T + bias with both factors rounded to TF32, 11 bits of the mantissa, and the rest in float32."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    return F.linear(rounded(x), rounded(weight), bias)
+
+
 def forward(
     weights: dict[str, Tensor],
     shape: Shape,

@@ -20,7 +20,7 @@ from .timing import NOISY_FOREIGN, NOISY_SPREAD, Ratio
 from .verdicts import behind, explanation, rivals
 from .workloads import WORKLOADS
 
-SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8", "tf32": "tf32"}
 
 
 def seconds(value: float) -> str:

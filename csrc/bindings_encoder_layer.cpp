@@ -40,7 +40,7 @@ EncoderLayer read(const py::tuple& weights, const py::tuple& dtypes, const py::t
 
 py::object run(const py::sequence& layers, uintptr_t input, uintptr_t cu_seqlens,
                uintptr_t workspace, uintptr_t output, int64_t rows, int64_t batch,
-               int64_t max_seqlen, int threads) {
+               int64_t max_seqlen, int float_parts, int threads) {
   std::vector<const EncoderLayer*> stack;
   stack.reserve(layers.size());
   for (const py::handle& layer : layers) stack.push_back(layer.cast<const EncoderLayer*>());
@@ -54,6 +54,7 @@ py::object run(const py::sequence& layers, uintptr_t input, uintptr_t cu_seqlens
   args.rows = rows;
   args.batch = batch;
   args.max_seqlen = max_seqlen;
+  args.float_parts = float_parts;
   args.threads = threads;
   Status status;
   {

@@ -27,11 +27,11 @@ py::object cross_entropy(int dtype, uintptr_t logits, uintptr_t labels, uintptr_
 py::object linear(int dtype, uintptr_t input, int64_t input_stride, uintptr_t panels,
                   uintptr_t weight, uintptr_t bias, uintptr_t residual, int64_t residual_stride,
                   uintptr_t output, int64_t rows, int64_t depth, int64_t columns, int activation,
-                  int threads) {
+                  int float_parts, int threads) {
   const LinearArgs args = {
       Dtype(dtype),  address(input),    input_stride,           address(panels), address(weight),
       address(bias), address(residual), residual_stride,        address(output), rows,
-      depth,         columns,           Activation(activation), threads};
+      depth,         columns,           Activation(activation), float_parts,     threads};
   Status status;
   {
     py::gil_scoped_release released;

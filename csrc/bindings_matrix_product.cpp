@@ -8,7 +8,7 @@ namespace {
 py::object matrix_product(int dtype, std::tuple<uintptr_t, int64_t, int64_t> a,
                           std::tuple<uintptr_t, int64_t, int64_t> b, uintptr_t bias, uintptr_t c,
                           uintptr_t row_sums, int64_t rows, int64_t columns, int64_t depth,
-                          int threads) {
+                          int float_parts, int threads) {
   const auto [a_address, a_row, a_depth] = a;
   const auto [b_address, b_depth, b_column] = b;
   const MatrixProductArgs args = {Dtype(dtype),
@@ -24,6 +24,7 @@ py::object matrix_product(int dtype, std::tuple<uintptr_t, int64_t, int64_t> a,
                                   rows,
                                   columns,
                                   depth,
+                                  float_parts,
                                   threads};
   Status status;
   {

@@ -59,6 +59,7 @@ struct Run {
       call.dtype = input_dtype;
       call.panels = weight.panels;
       call.bias = weight.bias;
+      call.float_parts = args.float_parts;
       return kernels().linear(call);
     }
     LinearInt8Args call = {};

@@ -44,6 +44,7 @@ struct EncoderLayersArgs {
   void* workspace;            // encoder_workspace(*layers[0], rows) bytes
   void* output;               // [rows, hidden], contiguous
   int64_t rows, batch, max_seqlen;
+  int float_parts;  // as in LinearArgs
   int threads;
 };
 

@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..case import DTYPES, Candidate, Case
-from ..plain_bert import alone, forward, product_int8, read_weights, softmax_attention
+from ..plain_bert import (
+    Product,
+    alone,
+    forward,
+    product_int8,
+    product_tf32,
+    read_weights,
+    softmax_attention,
+)
 from ..plain_elmo import PlainElmo
-from ..workloads.bert import Batch, BertInputs, serves_int8
+from ..workloads.bert import Batch, BertInputs, serves_int8, serves_tf32
 from ..workloads.bert_pretraining import PretrainingInputs, plain_step
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
@@ -36,7 +44,9 @@ def bert(case: Case) -> Iterator[Candidate]:
     for dtype in case.dtypes:
         yield _bert(case.inputs, dtype)
     if serves_int8(case):
-        yield _bert_int8(case.inputs)
+        yield _emulated(case.inputs, "int8", product_int8)
+    if serves_tf32(case):
+        yield _emulated(case.inputs, "tf32", product_tf32)
 
 
 def _bert(inputs: BertInputs, dtype: str) -> Candidate:
@@ -62,17 +72,17 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
     )
 
 
-def _bert_int8(inputs: BertInputs) -> Candidate:
-    """Linear layers on emulated 8-bit integers, everything else in float32; tokens are packed, to save emulation."""
+def _emulated(inputs: BertInputs, dtype: str, product: Product) -> Candidate:
+    """Linear layers on emulated products, everything else in float32; tokens are packed, to save emulation."""
     weights = read_weights(inputs.directory, torch.float32)
     ids, lengths = inputs.packed_ids(), inputs.lengths
     return Candidate(
         peer=NAME,
         label="eager",
-        dtype="int8",
-        run=lambda: alone(weights, inputs.shape, ids, lengths, product_int8),
+        dtype=dtype,
+        run=lambda: alone(weights, inputs.shape, ids, lengths, product),
         result=lambda output: output,
-        detail="8-bit products emulated",
+        detail="products emulated",
         timed=False,
     )
 

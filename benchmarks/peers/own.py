@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import ctxfast
 from ctxfast import nn, ops
 
 from ..case import DTYPES, Candidate, Case
-from ..workloads.bert import BertInputs, serves_int8
+from ..workloads.bert import BertInputs, serves_int8, serves_tf32
 from ..workloads.bert_pretraining import NO_DROPOUT, PretrainingInputs, checked_step, step
 from ..workloads.elmo import ElmoInputs
 from ..workloads.lstm import LstmInputs
@@ -28,12 +29,24 @@ NAME = "ctxfast"
 DEVICES = ("cpu", "cuda")
 _BERT_DETAIL = {
     "bfloat16": "computed in bfloat16, parameters in float32",
+    "tf32": "float32; products as torch.set_float32_matmul_precision('high') allows",
     "int8": "products of 8-bit integers, sums and normalisation in float32, attention in bfloat16",
 }
 
 
 def version() -> str:
     return ctxfast.__version__
+
+
+@contextmanager
+def matmul_precision(level: str) -> Iterator[None]:
+    """torch's precision of float32 products inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(level)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _candidate(
@@ -51,6 +64,8 @@ def bert(case: Case) -> Iterator[Candidate]:
         yield _bert(case.inputs, dtype)
     if serves_int8(case):
         yield _bert(case.inputs, "int8")
+    if serves_tf32(case):
+        yield _bert(case.inputs, "tf32")
 
 
 def _bert(inputs: BertInputs, dtype: str) -> Candidate:
@@ -60,14 +75,15 @@ def _bert(inputs: BertInputs, dtype: str) -> Candidate:
     held = torch.float32 if device.type == "cpu" else DTYPES[dtype]
     model = BertModel.from_pretrained(inputs.directory, dtype=held, add_pooling_layer=False)
     model = model.to(device)
-    if device.type == "cpu" and dtype != "float32":
+    if device.type == "cpu" and dtype not in ("float32", "tf32"):
         nn.set_precision(model, dtype)
 
     def run() -> list[Tensor]:
-        return [
-            model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-            for batch in inputs.batches
-        ]
+        with matmul_precision("high" if dtype == "tf32" else "highest"):
+            return [
+                model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+                for batch in inputs.batches
+            ]
 
     detail = _BERT_DETAIL.get(dtype, "") if device.type == "cpu" else ""
     return _candidate(dtype, run, inputs.valid, detail)

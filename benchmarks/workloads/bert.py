@@ -180,6 +180,14 @@ def serves_int8(case: Case) -> bool:
     return on_cpu and "bfloat16" in case.dtypes and int8_unavailable_reason() is None
 
 
+def serves_tf32(case: Case) -> bool:
+    """Whether ctxfast has faster products for float32 on a CPU where torch allows TF32."""
+    from ctxfast.ops import _native
+
+    on_cpu = case.device.type == "cpu"
+    return on_cpu and "float32" in case.dtypes and _native.available() and _native.isa() == "amx"
+
+
 def inference(size: str) -> Iterator[Case]:
     """Batches of 32 (tiny: 8) sentences with the lengths of short messages."""
     batches, batch_size = {"tiny": (1, 8), "base": (2, 32), "large": (1, 32)}[size]

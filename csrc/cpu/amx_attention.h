@@ -33,13 +33,13 @@ struct SplitForwardWorkspace : ForwardWorkspace<float> {
     const int64_t key_blocks = sizes.block / kSplitBlock;
     const int64_t depth = round_up(sizes.width, kSplitStep);
     const int64_t steps = depth / kSplitStep;
-    value_bytes = key_blocks * kSplitStepBytes;
-    split_keys = divider.take<char>((key_blocks * steps + 1) * kSplitStepBytes);
-    split_values = divider.take<char>((key_blocks * steps + 1) * kSplitStepBytes);
-    split_queries = divider.take<char>((steps + 1) * kSplitStepBytes);
+    value_bytes = key_blocks * kSplitStepBytes<>;
+    split_keys = divider.take<char>((key_blocks * steps + 1) * kSplitStepBytes<>);
+    split_values = divider.take<char>((key_blocks * steps + 1) * kSplitStepBytes<>);
+    split_queries = divider.take<char>((steps + 1) * kSplitStepBytes<>);
     shown = divider.take<float>(kSplitBlock * depth);
     for (int i = 0; i < 2; ++i) {
-      weights[i] = divider.take<char>((key_blocks + 1) * kSplitStepBytes);
+      weights[i] = divider.take<char>((key_blocks + 1) * kSplitStepBytes<>);
       split_scores[i] = divider.take<float>(kSplitBlock * score_stride(sizes.block));
     }
     bytes += divider.used();
@@ -107,9 +107,9 @@ struct SplitAttend : Attend<float> {
       const float* rows =
           shown_rows(rows_of(common.key, common.key_stride, row), &stride, first, count, filter);
       const SplitSource keys(rows, stride, 1);
-      SplitColumns key_columns(keys);
+      SplitColumns<> key_columns(keys);
       key_columns.begin(rows, rows, {count, depth}, steps,
-                        split.split_keys + index * steps * kSplitStepBytes);
+                        split.split_keys + index * steps * kSplitStepBytes<>);
       key_columns.finish();
       most_key[index] = reduce_max(key_columns.largest());
 
@@ -117,12 +117,12 @@ struct SplitAttend : Attend<float> {
       rows = shown_rows(rows_of(common.value, common.value_stride, row), &stride, first, count,
                         filter);
       const SplitSource values(rows, 1, stride);
-      SplitColumns value_columns(values);
+      SplitColumns<> value_columns(values);
       for (int64_t step = 0; step < steps; ++step) {
         const float* from = values.block(step, 0);
         value_columns.begin(
             from, from, {depth - step * kSplitBlock, count}, 1,
-            split.split_values + step * split.value_bytes + index * kSplitStepBytes);
+            split.split_values + step * split.value_bytes + index * kSplitStepBytes<>);
         value_columns.finish();
       }
       const float most = reduce_max(value_columns.largest());
@@ -163,9 +163,9 @@ struct SplitAttend : Attend<float> {
         common.query_stride[2], 1);
     Vec<float> largest = {};
     for (int64_t k = 0; k < steps; ++k)
-      largest = pack_row_step(queries, queries.block(0, k * kSplitStep),
-                              {step.rows, depth - k * kSplitStep},
-                              split.split_queries + k * kSplitStepBytes, largest);
+      largest = pack_row_step<>(queries, queries.block(0, k * kSplitStep),
+                                {step.rows, depth - k * kSplitStep},
+                                split.split_queries + k * kSplitStepBytes<>, largest);
     const float most = reduce_max(largest);
     bool all = true;
     for (int64_t j = step.from / kSplitBlock; j < (step.from + step.columns) / kSplitBlock; ++j)
@@ -181,7 +181,7 @@ struct SplitAttend : Attend<float> {
   }
 
   SplitJob scores_job(const SplitStep& step, float* scores) const {
-    const int64_t block_bytes = steps * kSplitStepBytes;
+    const int64_t block_bytes = steps * kSplitStepBytes<>;
     return {split.split_queries,
             split.split_keys + step.from / kSplitBlock * block_bytes,
             block_bytes,
@@ -193,7 +193,7 @@ struct SplitAttend : Attend<float> {
   }
   SplitJob values_job(const SplitStep& step, const char* weights) const {
     return {weights,
-            split.split_values + step.from / kSplitBlock * kSplitStepBytes,
+            split.split_values + step.from / kSplitBlock * kSplitStepBytes<>,
             split.value_bytes,
             step.columns / kSplitBlock,
             steps,
@@ -222,7 +222,7 @@ struct SplitAttend : Attend<float> {
                                  int64_t key0, char* out, SplitStream* stream) const {
     Vec<float> sum = {};
     uint64_t kept = 0;
-    for (int64_t j = 0; j < columns; j += kSplitBlock, out += kSplitStepBytes) {
+    for (int64_t j = 0; j < columns; j += kSplitBlock, out += kSplitStepBytes<>) {
       Vec<float> x = split_weight(load(scores + j) * row.factor - row.level);
       Vec<float> y = split_weight(load(scores + j + 16) * row.factor - row.level);
       sum += x;

@@ -1,7 +1,8 @@
 // The float product of matrix_product.cpp on matrix tiles, which multiply bfloat16, by the parts of
 // amx_pack.h (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype
 // For Higher-Precision Computations", 2019). Of the nine products of parts the six largest are
-// summed; the others are below the rounding of a float product.
+// summed; the others are below the rounding of a float product. Two parts (three products, errors
+// near 2^-17) or one (2^-9) are multiplied where no more is asked for.
 //
 // A thread packs a chunk of the rows of A for its second cache level, and blocks of the columns of
 // B meet it one after the other. Where few chunks meet B, a thread splits the next block while the
@@ -20,7 +21,9 @@
 
 CTXFAST_NAMESPACE_BEGIN
 
+template <int kParts>
 struct SplitProduct {
+  static constexpr int64_t kStepBytes = kSplitStepBytes<kParts>;
   static constexpr int64_t kPieceSteps = 512 / kSplitStep;  // of a piece of the depth, at most
   static constexpr int64_t kLastSteps = 768 / kSplitStep;   // that stay in one piece
   static constexpr int64_t kMostBlocks = 12;                // of rows that a thread packs at a time
@@ -55,9 +58,9 @@ struct SplitProduct {
       : SplitProduct(product_of(args), columns_of(args), &args, finish) {}
 
   static MatrixProductArgs product_of(const LinearArgs& args) {
-    return {kFloat32,   args.input,  args.input_stride, 1,       nullptr,   0,
-            0,          nullptr,     args.output,       nullptr, args.rows, args.columns,
-            args.depth, args.threads};
+    return {kFloat32,   args.input,       args.input_stride, 1,       nullptr,   0,
+            0,          nullptr,          args.output,       nullptr, args.rows, args.columns,
+            args.depth, args.float_parts, args.threads};
   }
   static SplitSource columns_of(const LinearArgs& args) {
     static_assert(kSplitBlock == kPanelColumns, "a block of columns is a panel");
@@ -82,14 +85,6 @@ struct SplitProduct {
     portion_pieces = smaller(pieces, most / portion_blocks);
   }
 
-  // What is split must be used often enough.
-  static bool pays(const MatrixProductArgs& args) {
-    return args.rows >= 64 && args.columns >= kSplitBlock && args.depth >= kSplitStep;
-  }
-  static bool pays(const LinearArgs& args) {
-    return args.rows > 48 && args.rows * args.columns * args.depth >= (1 << 20);
-  }
-
   int64_t steps_of(int64_t piece) const {
     return smaller(piece_steps, steps - piece * piece_steps);
   }
@@ -108,7 +103,7 @@ struct SplitProduct {
   char* portion_at(int64_t piece, int64_t block) const {
     const int64_t blocks = end_block - begin_block;
     const int64_t before = (piece - begin_piece) * piece_steps * blocks;
-    return portion + (before + (block - begin_block) * steps_of(piece)) * kSplitStepBytes;
+    return portion + (before + (block - begin_block) * steps_of(piece)) * kStepBytes;
   }
 
   // A step of a piece of the depth of a block.
@@ -124,19 +119,18 @@ struct SplitProduct {
   void split_portion() {
     const int64_t blocks = end_block - begin_block, first = begin_piece * piece_steps;
     const int64_t count = smaller(end_piece * piece_steps, steps) - first;
-    const auto split = [&](int64_t block, int64_t step, SplitColumns& columns) {
+    const auto split = [&](int64_t block, int64_t step, SplitColumns<kParts>& columns) {
       block += begin_block;
       step += first;
       const int64_t piece = step / piece_steps;
       step %= piece_steps;
       const float* from = columns_at(piece, block, step);
       columns.begin(from, from + (b.by_blocks() ? kSplitStep * b.depth_stride : b.block_stride),
-                    extent_at(piece, block, step), 1,
-                    portion_at(piece, block) + step * kSplitStepBytes);
+                    extent_at(piece, block, step), 1, portion_at(piece, block) + step * kStepBytes);
       columns.finish();
     };
     parallel_for(args.threads, b.by_blocks() ? blocks : count, 1, [&](int64_t item, int64_t) {
-      SplitColumns columns(b);
+      SplitColumns<kParts> columns(b);
       for (int64_t i = 0; i < (b.by_blocks() ? count : blocks); ++i)
         b.by_blocks() ? split(item, i, columns) : split(i, item, columns);
       note(columns.largest(), &largest_b);
@@ -152,7 +146,7 @@ struct SplitProduct {
       const SplitExtent there = {args.rows - row, args.depth - k};
       const float* from = a.block(first + block, k);
       largest =
-          pack_row_step(a, from, there, out + (block * count + step) * kSplitStepBytes, largest);
+          pack_row_step<kParts>(a, from, there, out + (block * count + step) * kStepBytes, largest);
       if (row_sums != nullptr) add_rows(a, from, there, row_sums + block * kSplitBlock);
     };
     if (a.by_blocks()) {
@@ -172,7 +166,7 @@ struct SplitProduct {
     const int64_t first, last, from, to;
     char* const rows;  // and behind them two blocks of columns
     const int64_t count = last - first, width = to - from;
-    SplitColumns columns{product.b};
+    SplitColumns<kParts> columns{product.b};
     SplitResults results{product.args, product.linear, product.finish, product.pieces};
 
     int64_t piece_of(int64_t turn) const { return product.begin_piece + turn / width; }
@@ -217,11 +211,11 @@ struct SplitProduct {
     // of the next columns what there is to split or to bring from the last cache level.
     CTXFAST_NOINLINE void multiply(int64_t turn) {
       const int64_t piece = piece_of(turn), steps = product.steps_of(piece);
-      const int64_t pauses = steps * kSplitPauses, all_pauses = count * pauses;
+      const int64_t pauses = steps * kSplitProducts<kParts>, all_pauses = count * pauses;
       const char* split = split_of(turn);
-      const char* ahead = split + steps * kSplitStepBytes;
+      const char* ahead = split + steps * kStepBytes;
       const int64_t units = columns.left();
-      const int64_t lines = product.portion == nullptr ? 0 : steps * kSplitStepBytes / 64;
+      const int64_t lines = product.portion == nullptr ? 0 : steps * kStepBytes / 64;
       int64_t units_due = 0, lines_due = 0;
       for (int64_t i = 0; i < count; ++i) {
         int64_t rows_due = 0;
@@ -233,19 +227,19 @@ struct SplitProduct {
           for (lines_due += lines; lines_due >= all_pauses; lines_due -= all_pauses, ahead += 64)
             __builtin_prefetch(ahead, 0, 2);
         };
-        multiply_blocks(rows + i * steps * kSplitStepBytes, split, steps,
-                        results.next(first + i, block_of(turn)), beside);
+        multiply_blocks<kParts>(rows + i * steps * kStepBytes, split, steps,
+                                results.next(first + i, block_of(turn)), beside);
         results.finish();
         results.begin(first + i, block_of(turn), piece);
       }
     }
   };
 
-  int64_t block_bytes() const { return piece_steps * kSplitStepBytes; }
+  int64_t block_bytes() const { return piece_steps * kStepBytes; }
 
   CTXFAST_NOINLINE void multiply(int64_t first, int64_t last, int64_t from, int64_t to) {
-    char* rows = static_cast<char*>(
-        thread_scratch(size_t((last - first + 2) * block_bytes() + kSplitStepBytes)));
+    char* rows =
+        static_cast<char*>(thread_scratch(size_t((last - first + 2) * block_bytes() + kStepBytes)));
     if (rows == nullptr) return __atomic_store_n(&out_of_memory, 1, __ATOMIC_RELAXED);
     Chunk{*this, first, last, from, to, rows}.run();
   }
@@ -265,11 +259,11 @@ struct SplitProduct {
     int64_t chunks, groups;
   };
 
-  // The division with the least work for the busiest thread. Work is counted in quarters of what
-  // takes a product of a step; beside it stand the packing of a step of rows, and the splitting of
-  // one of columns or its way from the last cache level.
+  // The division with the least work for the busiest thread: products of a step, the packing of a
+  // step of rows, and the splitting of one of columns or its way from the last cache level.
   Division divide(int64_t blocks) const {
-    const int64_t multiply = 4, pack = 5, split = portion == nullptr ? 9 : 4;
+    const int64_t multiply = 2 * kSplitProducts<kParts>, pack = 5 * kParts;
+    const int64_t split = (portion == nullptr ? 9 : 4) * kParts;
     const int64_t fewest = ceiling(row_blocks, most_blocks());
     Division best = {fewest, 1};
     int64_t least = INT64_MAX;
@@ -303,7 +297,7 @@ struct SplitProduct {
   Status run() {
     if (ceiling(row_blocks, most_blocks()) >= many_chunks()) {
       const int64_t most = portion_blocks * portion_pieces * piece_steps + 1;
-      portion = static_cast<char*>(thread_scratch(size_t(most * kSplitStepBytes), kPlanScratch));
+      portion = static_cast<char*>(thread_scratch(size_t(most * kStepBytes), kPlanScratch));
     }
     if (portion == nullptr) {
       portion_blocks = column_blocks;
@@ -321,18 +315,41 @@ struct SplitProduct {
     return status;
   }
 
-  // Whether what was multiplied is exact in three parts: tiles take numbers below the normal range
-  // for 0, and the parts of an infinity are no numbers.
+  // Whether the parts of what was multiplied are as near to it as they should be: tiles take
+  // numbers below the normal range for 0, and the parts of an infinity, or of what is rounded to
+  // one, are no numbers.
   bool fits() const {
-    constexpr float kTiny = 0x1p-80f;
+    constexpr float kTiny = 0x1p-80f, kHuge = 0x1.fep127f;
     float most_a, most_b;
     __builtin_memcpy(&most_a, &largest_a, sizeof(most_a));
     __builtin_memcpy(&most_b, &largest_b, sizeof(most_b));
-    if (!(most_a - most_a == 0 && most_b - most_b == 0)) return false;
+    if (!(most_a <= kHuge && most_b <= kHuge)) return false;
     const bool tiny = most_a < kTiny || most_b < kTiny || most_a * most_b < kTiny;
     return !tiny || most_a == 0 || most_b == 0;
   }
 };
+
+// What is split must be used often enough.
+inline bool split_pays(const MatrixProductArgs& args) {
+  return args.rows >= 64 && args.columns >= kSplitBlock && args.depth >= kSplitStep;
+}
+inline bool split_pays(const LinearArgs& args) {
+  return args.rows > 48 && args.rows * args.columns * args.depth >= (1 << 20);
+}
+
+// False where the product remains to be done in float. `finish` follows the arguments of a linear.
+template <int kParts, typename Args, typename... Finish>
+bool multiply_split(const Args& args, Finish... finish) {
+  SplitProduct<kParts> product(args, finish...);
+  return product.run().code == kOk && product.fits();
+}
+template <typename Args, typename... Finish>
+bool split_product(const Args& args, Finish... finish) {
+  if (!split_pays(args)) return false;
+  if (args.float_parts == 1) return multiply_split<1>(args, finish...);
+  if (args.float_parts == 2) return multiply_split<2>(args, finish...);
+  return multiply_split<3>(args, finish...);
+}
 
 CTXFAST_NAMESPACE_END
 

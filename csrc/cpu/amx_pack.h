@@ -1,5 +1,6 @@
 // Operands of matrix tiles in float: each is split into three bfloat16 parts of 8 bits of the
-// mantissa, exact together, while it is packed, whichever way it lies in memory.
+// mantissa, exact together, while it is packed, whichever way it lies in memory. Where less
+// precision is asked for, one or two parts are the nearest to it.
 //
 // A block is 32 rows of the left operand or 32 columns of the right one; a step is 32 along the
 // depth. Neighbours in a row of a tile are made of elements that lie 16 apart along the depth:
@@ -16,7 +17,8 @@ CTXFAST_NAMESPACE_BEGIN
 constexpr int64_t kSplitBlock = 32, kSplitStep = 32;
 constexpr int64_t kSplitTileBytes = 1024;
 constexpr int64_t kSplitPartBytes = 2 * kSplitTileBytes;  // of a block's step
-constexpr int64_t kSplitStepBytes = 3 * kSplitPartBytes;
+template <int kParts = 3>
+constexpr int64_t kSplitStepBytes = kParts * kSplitPartBytes;
 
 // Element (i, k): row or column i, depth k. One of the strides is 1. Blocks need not be neighbours.
 struct SplitSource {
@@ -50,18 +52,19 @@ CTXFAST_INLINE Vec<float> larger_magnitude(Vec<float> a, Vec<float> b) {
 }
 
 // Writes the parts of first[i] and second[i] side by side into row i of a tile.
-template <int kCount>
+template <int kParts, int kCount>
 CTXFAST_INLINE Vec<float> split(const Vec<float>* first, const Vec<float>* second, char* out,
                                 int64_t row_bytes, Vec<float> largest) {
   using Bits = VecOf<float>::bits;
   const Bits upper = Bits{} + 0xffff0000u;
+  const Bits half = Bits{} + (kParts < 3 ? 0x8000u : 0);
 #pragma GCC unroll 16
   for (int i = 0; i < kCount; ++i) {
     Vec<float> x = first[i], y = second[i];
     largest = larger_magnitude(largest, larger_magnitude(x, y));
 #pragma GCC unroll 3
-    for (int part = 0; part < 3; ++part) {
-      const Bits low = (Bits)x & upper, high = (Bits)y & upper;
+    for (int part = 0; part < kParts; ++part) {
+      const Bits low = ((Bits)x + half) & upper, high = ((Bits)y + half) & upper;
       *reinterpret_cast<Bits*>(out + part * kSplitPartBytes + i * row_bytes) = low >> 16 | high;
       x -= (Vec<float>)low;
       y -= (Vec<float>)high;
@@ -77,6 +80,7 @@ struct SplitLines {
   int64_t stride, x_rows, y_rows, x_lanes, y_lanes;
 };
 
+template <int kParts>
 CTXFAST_INLINE Vec<float> pack_lines(const SplitLines& from, char* out, int64_t row_bytes,
                                      Vec<float> largest) {
   constexpr int kAtOnce = 8;
@@ -97,24 +101,26 @@ CTXFAST_INLINE Vec<float> pack_lines(const SplitLines& from, char* out, int64_t 
         second[r] = load_n(from.y + (i + r) * from.stride, i + r < from.y_rows ? from.y_lanes : 0);
       }
     }
-    largest = split<kAtOnce>(first, second, out + i * row_bytes, row_bytes, largest);
+    largest = split<kParts, kAtOnce>(first, second, out + i * row_bytes, row_bytes, largest);
   }
   return largest;
 }
 
 // The same with row i made of the elements at x + i and y + i, `stride` apart.
+template <int kParts>
 CTXFAST_INLINE Vec<float> pack_transposed_lines(const SplitLines& from, char* out,
                                                 int64_t row_bytes, Vec<float> largest) {
   Vec<float> first[16], second[16];
   load_transposed(from.x, from.stride, from.x_rows, from.x_lanes, first);
   load_transposed(from.y, from.stride, from.y_rows, from.y_lanes, second);
-  return split<16>(first, second, out, row_bytes, largest);
+  return split<kParts, 16>(first, second, out, row_bytes, largest);
 }
 
 constexpr int64_t kRowsAhead = 2 * kSplitStep;  // by which the packing of rows asks for them
 
 // A step of a block of rows: [part][2 tiles][16 rows][16 pairs]. All of these return the larger of
 // `largest` and the magnitudes that they meet.
+template <int kParts = 3>
 CTXFAST_NOINLINE inline Vec<float> pack_row_step(const SplitSource& a, const float* from,
                                                  SplitExtent there, char* out, Vec<float> largest) {
   for (int64_t i = 0; i < kSplitBlock; i += 16, out += kSplitTileBytes) {
@@ -125,10 +131,11 @@ CTXFAST_NOINLINE inline Vec<float> pack_row_step(const SplitSource& a, const flo
         __builtin_prefetch(x + r * a.stride + kRowsAhead);
         __builtin_prefetch(x + r * a.stride + kRowsAhead + 16);
       }
-      largest = pack_lines({x, y, a.stride, rows, rows, depth, depth - 16}, out, 64, largest);
+      largest =
+          pack_lines<kParts>({x, y, a.stride, rows, rows, depth, depth - 16}, out, 64, largest);
     } else {
-      largest = pack_transposed_lines({x, y, a.depth_stride, rows, rows, depth, depth - 16}, out,
-                                      64, largest);
+      largest = pack_transposed_lines<kParts>({x, y, a.depth_stride, rows, rows, depth, depth - 16},
+                                              out, 64, largest);
     }
   }
   return largest;
@@ -164,6 +171,7 @@ CTXFAST_INLINE void add_rows(const SplitSource& a, const float* from, SplitExten
 // A block of columns, a piece of the depth of it, that is split a little at a time: a step is
 // [part][16 pairs][32 columns], a unit is a row of pairs where columns are neighbours in memory,
 // and half of the columns where they are not.
+template <int kParts = 3>
 class SplitColumns {
  public:
   explicit SplitColumns(const SplitSource& b) : b_(b), in_step_(b.stride == 1 ? 16 : 2) {}
@@ -186,13 +194,13 @@ class SplitColumns {
   // The largest magnitude so far.
   Vec<float> largest() const { return largest_; }
 
-  CTXFAST_NOINLINE void split_unit() {
+  CTXFAST_INLINE void split_unit() {
     largest_ = b_.stride == 1 ? split_pairs() : split_half();
     --left_;
     if (++unit_ == in_step_) {
       unit_ = 0;
       from_ += kSplitStep * b_.depth_stride;
-      out_ += kSplitStepBytes;
+      out_ += kSplitStepBytes<kParts>;
       there_.depth -= kSplitStep;
     }
   }
@@ -202,27 +210,28 @@ class SplitColumns {
     __builtin_prefetch(line + ahead_, 0, 2);
     __builtin_prefetch(line + ahead_ + 16, 0, 2);
   }
-  CTXFAST_INLINE Vec<float> split_pairs() const {
+  CTXFAST_NOINLINE Vec<float> split_pairs() const {
     const float *x = from_ + unit_ * b_.depth_stride, *y = x + 16 * b_.depth_stride;
     char* out = out_ + unit_ * 128;
     ask_for(x);
     ask_for(y);
     if (there_.count >= kSplitBlock && there_.depth >= kSplitStep) {
       const Vec<float> first[] = {load(x), load(x + 16)}, second[] = {load(y), load(y + 16)};
-      return split<2>(first, second, out, 64, largest_);
+      return split<kParts, 2>(first, second, out, 64, largest_);
     }
     const int64_t x_lanes = unit_ < there_.depth ? there_.count : 0;
     const int64_t y_lanes = unit_ + 16 < there_.depth ? there_.count : 0;
     const Vec<float> first[] = {load_n(x, x_lanes), load_n(x + 16, x_lanes - 16)};
     const Vec<float> second[] = {load_n(y, y_lanes), load_n(y + 16, y_lanes - 16)};
-    return split<2>(first, second, out, 64, largest_);
+    return split<kParts, 2>(first, second, out, 64, largest_);
   }
-  CTXFAST_INLINE Vec<float> split_half() const {
+  CTXFAST_NOINLINE Vec<float> split_half() const {
     const float* x = from_ + unit_ * 16 * b_.stride;
     for (int64_t i = 0; i < 16; ++i) ask_for(x + i * b_.stride);
     const int64_t columns = there_.count - unit_ * 16, depth = there_.depth;
-    return pack_transposed_lines({x, x + 16, b_.stride, depth, depth - 16, columns, columns},
-                                 out_ + unit_ * 64, 128, largest_);
+    return pack_transposed_lines<kParts>(
+        {x, x + 16, b_.stride, depth, depth - 16, columns, columns}, out_ + unit_ * 64, 128,
+        largest_);
   }
 
   const SplitSource b_;

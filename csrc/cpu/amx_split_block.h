@@ -1,6 +1,6 @@
 // The product of two blocks of float that amx_pack.h has split into bfloat16 parts, on matrix
-// tiles: six of the nine products of parts (Henry, Tang and Heinecke 2019), each tile loaded again
-// as soon as it has been multiplied.
+// tiles: of three parts six of the nine products, of two parts three of the four (Henry, Tang and
+// Heinecke 2019), each tile loaded again as soon as it has been multiplied.
 #pragma once
 
 #include "cpu/amx_pack.h"
@@ -42,44 +42,59 @@ CTXFAST_INLINE void multiply_then_load_columns(const char* columns) {
   multiply_halves<1, 1>();
   load_columns<kPart, 1>(columns);
 }
+// The first product of a step is that of the last part of the rows with the first of the columns.
+template <int kParts = 3>
+CTXFAST_INLINE void load_first(const char* rows, const char* columns) {
+  load_rows<kParts - 1, 0>(rows);
+  load_columns<0, 0>(columns);
+  load_columns<0, 1>(columns);
+  load_rows<kParts - 1, 1>(rows);
+}
+template <int kParts = 3>
 CTXFAST_INLINE void multiply_then_load_first(const char* rows, const char* columns) {
   multiply_halves<0, 0>();
   multiply_halves<0, 1>();
-  load_rows<2, 0>(rows);
+  load_rows<kParts - 1, 0>(rows);
   multiply_halves<1, 0>();
   load_columns<0, 0>(columns);
   multiply_halves<1, 1>();
   load_columns<0, 1>(columns);
-  load_rows<2, 1>(rows);
+  load_rows<kParts - 1, 1>(rows);
 }
 
-constexpr int64_t kSplitPauses = 6;  // of a step
+// Products of parts in a step, and pauses.
+template <int kParts>
+constexpr int64_t kSplitProducts = kParts * (kParts + 1) / 2;
 
 // sums [32, 32] = a block of rows times a block of columns. The step behind the last one is loaded
 // too, in vain. `beside` is called in each pause: the vector units are idle while tiles multiply,
 // and take a little work at a time without delaying them.
-template <typename Beside>
+template <int kParts, typename Beside>
 CTXFAST_INLINE void multiply_blocks(const char* rows, const char* columns, int64_t steps,
                                     float* sums, const Beside& beside) {
   clear_sums();
-  load_rows<2, 0>(rows);
-  load_columns<0, 0>(columns);
-  load_columns<0, 1>(columns);
-  load_rows<2, 1>(rows);
+  load_first<kParts>(rows, columns);
   for (int64_t step = 0; step < steps; ++step) {
-    multiply_then_load_rows<1>(rows);
-    beside();
-    multiply_then_load_columns<1>(columns);
-    beside();
-    multiply_then_load_rows<0>(rows);
-    beside();
-    multiply_then_load_columns<2>(columns);
-    beside();
-    multiply_then_load_columns<0>(columns);
-    beside();
-    rows += kSplitStepBytes;
-    columns += kSplitStepBytes;
-    multiply_then_load_first(rows, columns);
+    if constexpr (kParts == 3) {
+      multiply_then_load_rows<1>(rows);
+      beside();
+      multiply_then_load_columns<1>(columns);
+      beside();
+      multiply_then_load_rows<0>(rows);
+      beside();
+      multiply_then_load_columns<2>(columns);
+      beside();
+      multiply_then_load_columns<0>(columns);
+      beside();
+    } else if constexpr (kParts == 2) {
+      multiply_then_load_rows<0>(rows);
+      beside();
+      multiply_then_load_columns<1>(columns);
+      beside();
+    }
+    rows += kSplitStepBytes<kParts>;
+    columns += kSplitStepBytes<kParts>;
+    multiply_then_load_first<kParts>(rows, columns);
     beside();
   }
   store_sums(sums, kSplitBlock * int64_t(sizeof(float)));

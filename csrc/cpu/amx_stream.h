@@ -33,10 +33,7 @@ class SplitStream {
     if (jobs == 0) return;
     rate_ = ((halves_ << kFraction) + work - 1) / work;
     enter();
-    load_rows<2, 0>(rows_);
-    load_columns<0, 0>(columns_);
-    load_columns<0, 1>(columns_);
-    load_rows<2, 1>(rows_);
+    load_first<>(rows_, columns_);
     start_sums();
   }
   // `work` units are done.
@@ -84,9 +81,9 @@ class SplitStream {
     multiply_then_load_columns<2>(columns_);
     multiply_then_load_columns<0>(columns_);
     if (--left_ == 0) return turn();
-    rows_ += kSplitStepBytes;
-    columns_ += kSplitStepBytes;
-    multiply_then_load_first(rows_, columns_);
+    rows_ += kSplitStepBytes<>;
+    columns_ += kSplitStepBytes<>;
+    multiply_then_load_first<>(rows_, columns_);
   }
 
   // From the end of a block to the next one; behind the last, what is loaded is not used.
@@ -95,7 +92,7 @@ class SplitStream {
     float* sums = job.out + block_ * kSplitBlock;
     if (++block_ == job.count) block_ = 0, ++job_;
     if (job_ != jobs) enter();
-    multiply_then_load_first(rows_, columns_);
+    multiply_then_load_first<>(rows_, columns_);
     store_sums(sums, job.stride * int64_t(sizeof(float)));
     if (job_ != jobs) start_sums();
   }

@@ -278,10 +278,7 @@ Status linear(const LinearArgs& args) {
   Status status;
   if (args.dtype == kFloat32) {
 #if defined(CTXFAST_AMX)
-    if (SplitProduct::pays(args)) {
-      SplitProduct product(args, finish_for<float>(args.activation));
-      if (product.run().code == kOk && product.fits()) return status;
-    }
+    if (split_product(args, finish_for<float>(args.activation))) return status;
 #endif
     run<float>(args);
   } else if (args.dtype == kBfloat16 && args.depth % 2 == 0) {

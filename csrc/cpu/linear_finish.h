@@ -11,18 +11,20 @@ CTXFAST_NAMESPACE_BEGIN
 template <typename T, Activation kActivation>
 void finish_linear(const LinearArgs& args, const float* sums, int64_t ldc, int64_t row,
                    int64_t rows, int64_t column, int64_t columns) {
+  const auto finish = [&](int64_t r, int64_t i, int64_t left) {
+    Vec<float> y = load(sums + r * ldc + i);
+    if (args.bias != nullptr) y += load_n(static_cast<const T*>(args.bias) + column + i, left);
+    y = activate<T, kActivation>(y);
+    if (args.residual != nullptr)
+      y += load_n(
+          static_cast<const T*>(args.residual) + (row + r) * args.residual_stride + column + i,
+          left);
+    store_rounded(static_cast<T*>(args.output) + (row + r) * args.columns + column + i, y, left);
+  };
   for (int64_t r = 0; r < rows; ++r) {
-    T* output = static_cast<T*>(args.output) + (row + r) * args.columns + column;
-    const int64_t residual = (row + r) * args.residual_stride + column;
-    for (int64_t i = 0; i < columns; i += kLanes<float>) {
-      Vec<float> y = load(sums + r * ldc + i);
-      if (args.bias != nullptr)
-        y += load_n(static_cast<const T*>(args.bias) + column + i, columns - i);
-      y = activate<T, kActivation>(y);
-      if (args.residual != nullptr)
-        y += load_n(static_cast<const T*>(args.residual) + residual + i, columns - i);
-      store_rounded(output + i, y, columns - i);
-    }
+    int64_t i = 0;
+    for (; i + kLanes<float> <= columns; i += kLanes<float>) finish(r, i, kLanes<float>);
+    if (i < columns) finish(r, i, columns - i);
   }
 }
 

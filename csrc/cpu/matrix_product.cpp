@@ -211,11 +211,7 @@ Status run(const MatrixProductArgs& args) {
 
 Status matrix_product(const MatrixProductArgs& args) {
 #if defined(CTXFAST_AMX)
-  if (args.dtype == kFloat32 && SplitProduct::pays(args)) {
-    SplitProduct product(args);
-    const Status status = product.run();
-    if (status.code != kOk || product.fits()) return status;
-  }
+  if (args.dtype == kFloat32 && split_product(args)) return {};
 #endif
   if (args.dtype == kFloat32) return run<float>(args);
   if (args.dtype == kFloat64) return run<double>(args);

@@ -19,6 +19,7 @@ struct MatrixProductArgs {
   void* c;           // [rows, columns], contiguous
   void* row_sums;    // [rows]: sum_k a[i][k], or null
   int64_t rows, columns, depth;
+  int float_parts;  // as in LinearArgs
   int threads;
 };
 

@@ -153,6 +153,20 @@ def _check(op: str, status: tuple[int, int, int] | None) -> None:
     raise RuntimeError(f"{op}: native error {code} (argument {argument}, value {value})")
 
 
+_FLOAT_PARTS = {"tf32": 2, "bf16": 1}
+
+
+def _float_parts(dtype: torch.dtype) -> int:
+    """How many parts of 8 bits of float32's mantissa products may read, as torch has been told; 3 are all of them.
+
+    `torch.set_float32_matmul_precision` and `torch.backends.mkldnn.matmul.fp32_precision` tell it.
+    """
+    if dtype != torch.float32:
+        return 3
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return _FLOAT_PARTS.get(precision, 3)
+
+
 def _aligned(x: Tensor) -> Tensor:
     """x, or a copy where its address is no multiple of its element size."""
     return x if x.data_ptr() % x.element_size() == 0 else x.clone()

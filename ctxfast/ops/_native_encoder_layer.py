@@ -19,6 +19,7 @@ from ctxfast.ops._native import (
     _address,
     _aligned,
     _check,
+    _float_parts,
     _module,
     available,
 )
@@ -97,7 +98,7 @@ class EncoderRun:
         """cu_seqlens, max_seqlen: as `ops.attention_varlen`"""
         self._native = _module()
         self._cu_seqlens = _aligned(cu_seqlens.contiguous())
-        self._batch = (cu_seqlens.shape[0] - 1, max_seqlen, torch.get_num_threads())
+        self._batch = (cu_seqlens.shape[0] - 1, max_seqlen)
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
     def stack(self, layers: Sequence[EncoderLayer], hidden: Tensor) -> Tensor:
@@ -119,6 +120,8 @@ class EncoderRun:
             output.data_ptr(),
             rows,
             *self._batch,
+            _float_parts(hidden.dtype),
+            torch.get_num_threads(),
         )
         if status is not None:
             self._fail(status, rows)

@@ -10,6 +10,7 @@ from ctxfast.ops._native import (
     _address,
     _aligned,
     _check,
+    _float_parts,
     _module,
     _refusal,
     _rows,
@@ -103,6 +104,7 @@ def linear(
         depth,
         columns,
         _ACTIVATIONS[activation],
+        _float_parts(input.dtype),
         torch.get_num_threads(),
     )
     _check("linear", status)

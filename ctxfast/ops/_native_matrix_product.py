@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctxfast.ops._native import _DTYPES, _address, _aligned, _check, _large, _module, _refusal
+from ctxfast.ops._native import (
+    _DTYPES,
+    _address,
+    _aligned,
+    _check,
+    _float_parts,
+    _large,
+    _module,
+    _refusal,
+)
 
 _MOST_DEPTH = 1 << 16  # of a sum that is made of pieces of some hundred, one added to the other
 
@@ -79,6 +88,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, sums: Tensor | None) -> 
         rows,
         columns,
         a.shape[1],
+        _float_parts(a.dtype),
         torch.get_num_threads(),
     )
     _check("matrix_product", status)

@@ -9,6 +9,7 @@ from ctxfast import ops
 from ctxfast.benchmarks import checks, peers, runner, timing, workloads
 from ctxfast.benchmarks.ceilings import Ceilings
 from ctxfast.benchmarks.peers import own
+from ctxfast.ops import _native
 from ctxfast.ops.linear_int8 import int8_unavailable_reason
 
 NO_CEILINGS = Ceilings({}, {})
@@ -201,7 +202,16 @@ def test_a_faulty_scale_of_8_bits_is_refused(monkeypatch, fault, which):
     result = mine(run(find_case("bert-inference", "")))
     assert len(quantized) == 8
     outcomes = {dtype: r.status for dtype, r in result.items()}
-    assert outcomes == {"float32": "ok", "bfloat16": "ok", "int8": "refused"}, result
+    assert outcomes == {dtype: "refused" if dtype == "int8" else "ok" for dtype in outcomes}, result
+
+
+@pytest.mark.skipif(
+    not _native.available() or _native.isa() != "amx", reason="no products of fewer parts here"
+)
+def test_less_precision_than_was_allowed_is_refused(monkeypatch):
+    monkeypatch.setitem(_native._FLOAT_PARTS, "tf32", 1)
+    outcomes = {dtype: r.status for dtype, r in mine(run(find_case("bert-inference", ""))).items()}
+    assert outcomes == {dtype: "refused" if dtype == "tf32" else "ok" for dtype in outcomes}
 
 
 def test_uninitialised_row_of_layers_that_are_one_call_is_refused(monkeypatch):

@@ -73,6 +73,22 @@ def test_spam_detection_learns(messages: Path, tiny: Path, capsys: pytest.Captur
     assert "test, BERT from scratch" in capsys.readouterr().out
 
 
+def test_spam_detection_renews_the_pooling_layer(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes((tiny / "vocab.txt").read_bytes())
+    model = bert.BertModel(bert.BertConfig.from_pretrained(tiny))
+    assert model.pooler is not None
+    torch.nn.init.constant_(model.pooler.dense.weight, 0.5)
+    torch.nn.init.constant_(model.pooler.dense.bias, 0.5)
+    model.save_pretrained(tmp_path)
+    found = spam_detection.Detector(tmp_path, ["ham", "spam"], from_scratch=False).model.bert
+    assert found.pooler is not None
+    weight, bias = found.pooler.dense.weight, found.pooler.dense.bias
+    assert weight.std().item() == pytest.approx(32**-0.5, rel=0.1) and not bias.any()
+    assert torch.equal(
+        found.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight
+    )
+
+
 def test_scores() -> None:
     rows = [("spam", "a"), ("spam", "b"), ("ham", "c"), ("ham", "d"), ("spam", "e")]
     predicted = ["spam", "ham", "spam", "ham", "spam"]
