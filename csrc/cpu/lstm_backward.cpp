@@ -207,7 +207,7 @@ Status run(const LstmBackwardArgs& given, WeightType weight, bool* ordinary = nu
 Status lstm_backward(const LstmBackwardArgs& args) {
   const Dtype dtype = args.sizes.dtype;
 #if defined(CTXFAST_AMX)
-  if (dtype == kFloat32 && args.sizes.batch >= kFewestSplitRows) {
+  if (splits_weights(args.sizes, args.count)) {
     bool ordinary = true;
     const Status status = run<float, SplitWeight>(args, kSplitWeight, &ordinary);
     if (ordinary) return status;

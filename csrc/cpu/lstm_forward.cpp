@@ -11,6 +11,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/lstm_call.h"
 #include "cpu/lstm_forward_state.h"
+#include "cpu/lstm_inputs.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -218,6 +219,12 @@ struct Forward : ForwardState<S, W> {
 
   // sums [B, vectors first .. last) = full weight_hr^T
   void project(int64_t rows, int64_t first, int64_t last, const Team& team) const {
+    if constexpr (W::kPlain) {
+      if (way.packed == nullptr)
+        return multiply_plain<W>(full, cell_stride, static_cast<const T*>(way.weight_hr),
+                                 sizes.hidden, sizes.features, space(team), sums, state_stride,
+                                 rows, first, last);
+    }
     const auto panel = layout.vectors_of(way.packed, kProjectionPanel);
     if (on_projection_tiles(rows)) {
       for (int64_t vector = first; vector < last;) {
@@ -231,12 +238,6 @@ struct Forward : ForwardState<S, W> {
         vector += columns;
       }
       return;
-    }
-    if constexpr (W::kPlain) {
-      if (way.packed == nullptr)
-        return multiply_plain<W>(full, cell_stride, static_cast<const T*>(way.weight_hr),
-                                 sizes.hidden, sizes.features, space(team), sums, state_stride,
-                                 rows, first, last);
     }
     multiply_vectors<W>(full, cell_stride, panel, 0, panel.words, sums + first * kWidth,
                         state_stride, rows, first, last);
@@ -334,51 +335,11 @@ Status run(const LstmForwardArgs& given, WeightType weight, bool* ordinary = nul
 }
 
 #if defined(CTXFAST_AMX)
-
-// Whether weights are split: what a step of training reads is then multiplied on tiles.
-bool splits(const LstmForwardArgs& args) {
-  const LstmSizes& sizes = args.sizes;
-  if (sizes.dtype != kFloat32 || args.weight != kPlainWeight || sizes.batch < kFewestSplitRows)
-    return false;
-  for (int k = 0; k < args.count; ++k) {
-    const LstmForwardDirection& way = args.directions[k];
-    if (way.packed != nullptr || way.kept_gates == nullptr) return false;
-    if (way.input_stride[0] != sizes.steps * way.input_stride[1]) return false;
-  }
-  return true;
-}
-
-// What the input contributes to the gates of all steps, in one product.
-Status multiply_inputs(const LstmForwardArgs& args) {
-  const LstmSizes& sizes = args.sizes;
-  Status status;
-  for (int k = 0; k < args.count && status.code == kOk; ++k) {
-    const LstmForwardDirection& way = args.directions[k];
-    MatrixProductArgs product = {};
-    product.dtype = sizes.dtype;
-    product.a = way.input;
-    product.a_row = way.input_stride[1];
-    product.a_depth = 1;
-    product.b = way.weight_ih;
-    product.b_depth = 1;
-    product.b_column = sizes.inputs;
-    product.bias = way.bias;
-    product.c = way.kept_gates;
-    product.rows = sizes.batch * sizes.steps;
-    product.columns = kGates * sizes.hidden;
-    product.depth = sizes.inputs;
-    product.threads = sizes.threads;
-    status = matrix_product(product);
-  }
-  return status;
-}
-
 Status run_split(const LstmForwardArgs& args, bool* ordinary) {
   const Status status = multiply_inputs(args);
   if (status.code != kOk) return status;
   return run<float, SplitWeight>(args, kSplitWeight, ordinary);
 }
-
 #endif
 
 }  // namespace

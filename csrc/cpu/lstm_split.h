@@ -2,13 +2,12 @@
 // sum of three of them (see lstm_tiles.h), split once for all steps of a call.
 #pragma once
 
+#include "cpu/lstm_team.h"
 #include "cpu/lstm_weights.h"
 
 #if defined(CTXFAST_AMX)
 
 CTXFAST_NAMESPACE_BEGIN
-
-constexpr int64_t kFewestSplitRows = 16;  // of a step, for which splitting pays
 
 struct SplitWeight {
   using Element = float;
@@ -68,6 +67,17 @@ struct SplitWeight {
     second = second * (1 / kLift);
   }
 };
+
+// Whether a call splits its weights. Tiles pay where a step multiplies many rows with weights that
+// are larger than what the caches of a few cores hold: what then reads them from further away hides
+// the loads of tiles. Smaller ones are as fast on the vector units, without being packed in parts.
+CTXFAST_INLINE bool splits_weights(const LstmSizes& sizes, int count) {
+  constexpr int64_t fewest_rows = 16;
+  const PackedLayout<PlainWeight<float>> layout(sizes.inputs, sizes.hidden, sizes.features,
+                                                sizes.projected, false);
+  return sizes.dtype == kFloat32 && sizes.batch >= fewest_rows &&
+         count * layout.recurrent_bytes() > kTogetherBytes;
+}
 
 CTXFAST_NAMESPACE_END
 
