@@ -68,9 +68,9 @@ struct SplitWeight {
   }
 };
 
-// Whether a call splits its weights: where a step multiplies many rows with weights that do not stay
-// in the caches. With smaller ones tiles were measured to be no faster than the vector units, which
-// need no parts.
+// Whether a call splits its weights: where a step multiplies many rows with weights that do not
+// stay in the caches. With smaller ones tiles were measured to be no faster than the vector units,
+// which need no parts.
 CTXFAST_INLINE bool splits_weights(const LstmSizes& sizes, int count) {
   constexpr int64_t fewest_rows = 16;
   const PackedLayout<PlainWeight<float>> layout(sizes.inputs, sizes.hidden, sizes.features,
