@@ -257,7 +257,7 @@ struct SplitAttend : Attend<float> {
     for (int64_t r = 0; r < step->rows; ++r, scores += stride) {
       if (prefetches) prefetch(step->begin + r);
       const RowLevel row = open_row(*step, r, scores, step->key0, step->columns);
-      char* out = weights + r / 16 * kSplitTileBytes + r % 16 * 64;
+      char* out = weights + r / 16 * kTileBytes + r % 16 * 64;
       close_row(*step, r,
                 weigh_row(scores, step->columns, row, step->begin + r, step->key0, out, stream));
       if (step->starts) continue;

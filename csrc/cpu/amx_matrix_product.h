@@ -1,8 +1,8 @@
 // The float product of matrix_product.cpp on matrix tiles, which multiply bfloat16, by the parts of
 // amx_pack.h (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype
 // For Higher-Precision Computations", 2019). Of the nine products of parts the six largest are
-// summed; the others are below the rounding of a float product. Two parts (three products, errors
-// near 2^-17) or one (2^-9) are multiplied where no more is asked for.
+// summed; the others are below the rounding of a float product. Two parts (three products) or one
+// are multiplied where no more is asked for.
 //
 // A thread packs a chunk of the rows of A for its second cache level, and blocks of the columns of
 // B meet it one after the other. Where few chunks meet B, a thread splits the next block while the
@@ -294,7 +294,8 @@ struct SplitProduct {
     });
   }
 
-  Status run() {
+  // False where memory is not to be had.
+  bool run() {
     if (ceiling(row_blocks, most_blocks()) >= many_chunks()) {
       const int64_t most = portion_blocks * portion_pieces * piece_steps + 1;
       portion = static_cast<char*>(thread_scratch(size_t(most * kStepBytes), kPlanScratch));
@@ -310,9 +311,7 @@ struct SplitProduct {
         run_part();
       }
     }
-    Status status;
-    if (out_of_memory) status.code = kOutOfMemory;
-    return status;
+    return !out_of_memory;
   }
 
   // Whether the parts of what was multiplied are as near to it as they should be: tiles take
@@ -341,7 +340,7 @@ inline bool split_pays(const LinearArgs& args) {
 template <int kParts, typename Args, typename... Finish>
 bool multiply_split(const Args& args, Finish... finish) {
   SplitProduct<kParts> product(args, finish...);
-  return product.run().code == kOk && product.fits();
+  return product.run() && product.fits();
 }
 template <typename Args, typename... Finish>
 bool split_product(const Args& args, Finish... finish) {

@@ -15,8 +15,7 @@
 CTXFAST_NAMESPACE_BEGIN
 
 constexpr int64_t kSplitBlock = 32, kSplitStep = 32;
-constexpr int64_t kSplitTileBytes = 1024;
-constexpr int64_t kSplitPartBytes = 2 * kSplitTileBytes;  // of a block's step
+constexpr int64_t kSplitPartBytes = 2 * kTileBytes;  // of a block's step
 template <int kParts = 3>
 constexpr int64_t kSplitStepBytes = kParts * kSplitPartBytes;
 
@@ -123,7 +122,7 @@ constexpr int64_t kRowsAhead = 2 * kSplitStep;  // by which the packing of rows 
 template <int kParts = 3>
 CTXFAST_NOINLINE inline Vec<float> pack_row_step(const SplitSource& a, const float* from,
                                                  SplitExtent there, char* out, Vec<float> largest) {
-  for (int64_t i = 0; i < kSplitBlock; i += 16, out += kSplitTileBytes) {
+  for (int64_t i = 0; i < kSplitBlock; i += 16, out += kTileBytes) {
     const float *x = from + i * a.stride, *y = x + 16 * a.depth_stride;
     const int64_t rows = there.count - i, depth = there.depth;
     if (a.depth_stride == 1) {

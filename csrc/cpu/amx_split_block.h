@@ -12,7 +12,7 @@ CTXFAST_NAMESPACE_BEGIN
 // Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B.
 template <int kPart, int kHalf>
 CTXFAST_INLINE void load_rows(const char* rows) {
-  load_matrix<4 + kHalf>(rows + kPart * kSplitPartBytes + kHalf * kSplitTileBytes, 64);
+  load_matrix<4 + kHalf>(rows + kPart * kSplitPartBytes + kHalf * kTileBytes, 64);
 }
 template <int kPart, int kHalf>
 CTXFAST_INLINE void load_columns(const char* columns) {
@@ -67,8 +67,9 @@ template <int kParts>
 constexpr int64_t kSplitProducts = kParts * (kParts + 1) / 2;
 
 // sums [32, 32] = a block of rows times a block of columns. The step behind the last one is loaded
-// too, in vain. `beside` is called in each pause: the vector units are idle while tiles multiply,
-// and take a little work at a time without delaying them.
+// too, in vain. `beside` is called in each pause: the vector units are idle while tiles multiply.
+// They take a little work at a time almost for nothing; more than a hundred instructions at once,
+// or a chain of them that takes longer than a pause, keep the tiles waiting.
 template <int kParts, typename Beside>
 CTXFAST_INLINE void multiply_blocks(const char* rows, const char* columns, int64_t steps,
                                     float* sums, const Beside& beside) {

@@ -2,7 +2,7 @@
 //
 //   gelu(x): x * Phi(x) exactly, with erf (Hendrycks and Gimpel 2016). Absolute error below
 //   1.1e-7 * max(1, |x|), relative error below 1e-6 down to x = -5; with AVX-512 of a negative x
-//   below 2e-8 and, down to x = -5, 2^-21 of the result.
+//   below 2e-8 and, down to x = -5, 5e-7 of the result.
 //
 //   gelu_narrow(x): the same for results that are stored as bfloat16. Absolute error below 4e-6
 //   and 2^-13 of the result; with AVX-512 below 6e-7 and 2^-23 of it.

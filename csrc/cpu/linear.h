@@ -25,8 +25,8 @@ struct LinearArgs {
   void* output;  // [rows, columns], contiguous
   int64_t rows, depth, columns;
   Activation activation;
-  // Of 8 bits of the mantissa: how much of a float products on matrix tiles read. 2 (errors near
-  // 2^-17) and 1 (2^-9) are for those who ask for less; anything else is all of it.
+  // Of 8 bits of the mantissa: how much of a float products on matrix tiles read. 2 (an error below
+  // 2^-16 of each product) and 1 (2^-8) are for those who ask for less; anything else is all of it.
   int float_parts;
   int threads;
 };

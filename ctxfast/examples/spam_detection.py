@@ -1,7 +1,8 @@
 """Fine-tune BERT to detect spam: python -m ctxfast.examples.spam_detection MESSAGES.tsv
 
 Each line of the file is a label, a tab and a text; any set of labels will do. The encoder starts from the real weights
-of MiniLM (or --model DIRECTORY), the classification layer on [CLS] from random ones, and all of it is trained.
+of MiniLM (or --model DIRECTORY), the pooling and classification layers on [CLS] from random ones, and all of it is
+trained.
 --from-scratch starts the encoder from random values too, which shows what pretraining gave.
 """
 

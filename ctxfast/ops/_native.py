@@ -154,14 +154,16 @@ def _check(op: str, status: tuple[int, int, int] | None) -> None:
 
 
 _FLOAT_PARTS = {"tf32": 2, "bf16": 1}
+_MOST_WHOLE_ROWS = 48  # that csrc/cpu/amx_matrix_product.h never multiplies by parts
 
 
-def _float_parts(dtype: torch.dtype) -> int:
+def _float_parts(dtype: torch.dtype, rows: int) -> int:
     """How many parts of 8 bits of float32's mantissa products may read, as torch has been told; 3 are all of them.
 
-    `torch.set_float32_matmul_precision` and `torch.backends.mkldnn.matmul.fp32_precision` tell it.
+    `torch.set_float32_matmul_precision` and `torch.backends.mkldnn.matmul.fp32_precision` tell it, the latter in a
+    microsecond: it is asked only where it matters.
     """
-    if dtype != torch.float32:
+    if dtype != torch.float32 or rows <= _MOST_WHOLE_ROWS:
         return 3
     precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     return _FLOAT_PARTS.get(precision, 3)

@@ -120,7 +120,7 @@ class EncoderRun:
             output.data_ptr(),
             rows,
             *self._batch,
-            _float_parts(hidden.dtype),
+            _float_parts(hidden.dtype, rows),
             torch.get_num_threads(),
         )
         if status is not None:

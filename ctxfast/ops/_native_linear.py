@@ -104,7 +104,7 @@ def linear(
         depth,
         columns,
         _ACTIVATIONS[activation],
-        _float_parts(input.dtype),
+        _float_parts(input.dtype, rows.shape[0]),
         torch.get_num_threads(),
     )
     _check("linear", status)

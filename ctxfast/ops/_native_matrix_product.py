@@ -88,7 +88,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, sums: Tensor | None) -> 
         rows,
         columns,
         a.shape[1],
-        _float_parts(a.dtype),
+        _float_parts(a.dtype, rows),
         torch.get_num_threads(),
     )
     _check("matrix_product", status)

@@ -7,7 +7,7 @@ import torch
 
 from ctxfast.benchmarks import workloads
 from ctxfast.benchmarks.ceilings import Ceilings
-from ctxfast.benchmarks.plain_bert import Shape
+from ctxfast.benchmarks.plain_bert import Shape, product_tf32
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,14 @@ def test_truth_is_what_transformers_gives_for_each_sentence_alone(case):
             for ids, length in zip(batch.ids, batch.lengths, strict=True):
                 alone.append(model(input_ids=ids[None, :length]).last_hidden_state[0])
     torch.testing.assert_close(case.truth(), torch.cat(alone), rtol=1e-12, atol=1e-12)
+
+
+def test_products_of_tf32_keep_eleven_bits():
+    x = torch.tensor([[1 + 2.0**-10], [1 + 2.0**-11], [-1 - 2.0**-12], [1 - 2.0**-11]])
+    expected = [1 + 2.0**-10, 1 + 2.0**-10, -1.0, 1 - 2.0**-11]
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    assert product_tf32(x, one, zero).flatten().tolist() == expected
+    assert product_tf32(one, x, zero.expand(4)).flatten().tolist() == expected
 
 
 def test_batches_hold_what_they_say(case):

@@ -132,6 +132,35 @@ def test_activations_over_their_whole_range(activation: str) -> None:
     assert ((found - exact).abs() <= 2.5e-7 * x.abs().clamp(min=1.0)).all()
 
 
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
+def test_gelu_is_as_near_as_it_says(isa: str) -> None:
+    """With a weight of zeros the result is the activation of the bias; bounds as csrc/cpu/gelu.h has them."""
+    if isa not in _native.available_isas():
+        pytest.skip(f"this processor does not run {isa}")
+    z = torch.cat(
+        [torch.linspace(-12, 12, 400_001), torch.tensor([0.0, -1e-30, 1e-30, -1e30, 3e38])]
+    )
+    limits = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    before = _native.isa()
+    _native.set_isa(isa)
+    try:
+        x, weight = torch.ones(1, 1), torch.zeros(len(z), 1)
+        y = ops.linear(x, weight, z, activation="gelu")[0]
+        beyond = ops.linear(x, torch.zeros(3, 1), limits, activation="gelu")[0]
+    finally:
+        _native.set_isa(before)
+    exact = torch.special.ndtr(z.double()) * z.double()
+    error = (y.double() - exact).abs()
+    assert bool((error <= 1.1e-7 * z.double().abs().clamp(min=1)).all())
+    vectors = isa in ("avx512", "avx512_bf16", "amx")
+    near = (z >= -5) & (z < 0)
+    relative = error[near] / exact[near].abs()
+    assert relative.max().item() <= (5e-7 if vectors else 1e-6)
+    if vectors:
+        assert error[z < 0].max().item() <= 2e-8
+    assert beyond[0] == torch.inf and beyond[1:].isnan().all()
+
+
 def test_panels_begin_at_a_large_page() -> None:
     """Where they fill one: a stream through small pages waits for their addresses."""
     for rows, aligned in ((1024, True), (1000, True), (256, False)):
