@@ -95,15 +95,14 @@ def kept(given, **options):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_active_clips(reverse):
-    given = tensors(6, 9, 8, 40, 16, scale=2.0)
-    options = {"cell_clip": 1.0, "proj_clip": 0.8}
-    _, cells, projected = kept(given, **options)
-    for values, bound in ((cells, 1.0), (projected, 0.8)):
+    given = tensors(6, 9, 8, 40, 16)
+    _, cells, projected = kept(given, **CLIPS)
+    for values, bound in zip((cells, projected), CLIPS.values(), strict=True):
         assert 0.05 < (values.abs() > bound).float().mean() < 0.95
-    assert_like_float64(given, reverse=reverse, **options)
-    free = call(ops.lstm, given)
-    clipped = call(ops.lstm, given, **options)
-    assert clipped[2].abs().max() == 1.0 and free[2].abs().max() > 1.0
+    assert_like_float64(given, reverse=reverse, **CLIPS)
+    free, clipped = call(ops.lstm, given)[2], call(ops.lstm, given, **CLIPS)[2]
+    clip = torch.tensor(CLIPS["cell_clip"])
+    assert clipped.abs().max() == clip and free.abs().max() > clip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
