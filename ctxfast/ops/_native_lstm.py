@@ -183,6 +183,8 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
         torch.get_num_threads(),
     )
     _check("lstm", status)
+    if not save and all(d.packed is None for d in directions):
+        _module().release_scratch()  # who does without copies has less memory than time to spare
     return kept
 
 
