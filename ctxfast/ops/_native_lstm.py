@@ -126,6 +126,11 @@ def _part(x: Tensor, k: int) -> int:
 
 def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Kept:
     """The product with the input and the loop of every direction, in one call."""
+    # Who does without copies has less memory than time to spare: neither what operators before worked in is held
+    # through the call nor its own working space after it.
+    frugal = not save and all(d.packed is None for d in directions)
+    if frugal:
+        _module().release_scratch()
     kept = Kept.allocate(directions, sequences, save)
     for x in kept.tensors():
         _large(x)
@@ -180,6 +185,8 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
         torch.get_num_threads(),
     )
     _check("lstm", status)
+    if frugal:
+        _module().release_scratch()
     return kept
 
 
