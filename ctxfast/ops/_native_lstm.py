@@ -21,9 +21,10 @@ from ctxfast.ops._native import (
 )
 from ctxfast.ops._native_matrix_product import product, product_and_row_sums
 
-# Recurrent weights of a call that are packed in it for its steps. Larger ones are read where they lie, at up to twice
-# the time, so that no call needs room for a copy of the weights; training, which keeps far more, packs all.
-_PACKED_IN_CALLS = 8 << 20
+# Recurrent weights of a call that are packed in it for its steps. Larger ones are read where they lie, so that no call
+# needs room for a copy of them: a sentence of 20 steps is done sooner, a batch takes up to twice the time. Training,
+# which keeps far more, packs all.
+_PACKED_IN_CALLS = 4 << 20
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
 
 

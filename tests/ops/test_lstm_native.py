@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
+from ctxfast.benchmarks import memory
 from ctxfast.ops import _native, _native_lstm
 from tests.ops.implementations import only
 from tests.ops.lstm_cases import assert_like_float64, call, results_and_gradients, tensors
@@ -65,6 +66,21 @@ def test_plain_weights_give_the_bits_of_packed_ones(isa, sizes, dtype, monkeypat
         call(reference.lstm, {k: v.double() for k, v in given.items()})[0],
         cap=CAPS[dtype],
     )
+
+
+@pytest.mark.skipif(not memory.available(), reason="needs /proc/self/clear_refs")
+@pytest.mark.parametrize("saves", [False, True])
+def test_working_space_is_held_for_the_next_call_of_packed_weights_and_of_training_alone(saves):
+    torch.set_num_threads(1)
+    given = tensors(128, 1, 16, 4096, 16)
+    space = 4 * 128 * 4 * 4096  # at least: what the input contributes to the gates
+    packed = ops.pack_lstm(*(given[f"weight_{name}"] for name in ("ih", "hh", "hr")))
+    with only("native"), torch.inference_mode():
+        call(ops.lstm, given, packed=packed)
+    held = memory.resident("VmRSS")
+    with only("native"), torch.set_grad_enabled(saves):
+        call(ops.lstm, given | {"bias": given["bias"].requires_grad_()})
+    assert (held - memory.resident("VmRSS") > space) is not saves
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 64])
