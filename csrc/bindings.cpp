@@ -24,6 +24,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("available_isas", &instruction_sets);
   m.def("set_isa", [](const std::string& name) { return set_instruction_set(name.c_str()); });
   m.def("poison_scratch", &set_poison_scratch);
+  m.def("release_scratch", &release_scratch);
   m.def("advise_large_pages",
         [](uintptr_t memory, size_t bytes) { advise_large_pages(address(memory), bytes); });
   bind_layer_norm(m);

@@ -36,13 +36,13 @@ LstmPackedHeader expected_header(LstmPackArgs args) {
 }
 
 // Bytes of the packed weights, which are written where `packed` is not 0.
-py::object lstm_pack(int dtype, int weight, bool backward, int64_t inputs, int64_t hidden,
-                     int64_t features, bool projected, uintptr_t weight_ih, uintptr_t weight_hh,
-                     uintptr_t weight_hr, uintptr_t packed, int threads) {
+py::object lstm_pack(int dtype, int weight, int64_t inputs, int64_t hidden, int64_t features,
+                     bool projected, uintptr_t weight_ih, uintptr_t weight_hh, uintptr_t weight_hr,
+                     uintptr_t packed, int threads) {
   LstmPackedHeader header = {};
   const LstmPackArgs args = {Dtype(dtype),
                              WeightType(weight),
-                             backward,
+                             false,
                              inputs,
                              hidden,
                              features,
@@ -129,19 +129,20 @@ py::object lstm_backward(const py::tuple& numbers, double cell_clip, double proj
     way.grad_output = pointer(items, 0);
     way.grad_h = pointer(items, 1);
     way.grad_c = pointer(items, 2);
-    way.packed = pointer(items, 3);
-    way.c0 = pointer(items, 4);
-    way.mask = pointer(items, 5);
-    way.kept_gates = pointer(items, 6);
-    way.kept_cells = pointer(items, 7);
-    way.kept_projected = pointer(items, 8);
-    way.dgates = pointer(items, 9);
-    way.dprojected = pointer(items, 10);
-    way.full = pointer(items, 11);
-    way.dh0 = pointer(items, 12);
-    way.dc0 = pointer(items, 13);
-    for (int s = 0; s < 2; ++s) way.grad_output_stride[s] = number(items, 14 + s);
-    way.reverse = number(items, 16) != 0;
+    way.weight_hh = pointer(items, 3);
+    way.weight_hr = pointer(items, 4);
+    way.c0 = pointer(items, 5);
+    way.mask = pointer(items, 6);
+    way.kept_gates = pointer(items, 7);
+    way.kept_cells = pointer(items, 8);
+    way.kept_projected = pointer(items, 9);
+    way.dgates = pointer(items, 10);
+    way.dprojected = pointer(items, 11);
+    way.full = pointer(items, 12);
+    way.dh0 = pointer(items, 13);
+    way.dc0 = pointer(items, 14);
+    for (int s = 0; s < 2; ++s) way.grad_output_stride[s] = number(items, 15 + s);
+    way.reverse = number(items, 17) != 0;
   }
   Status status;
   {

@@ -23,7 +23,12 @@ std::atomic<bool> serial{false};
 struct Block {
   void* memory = nullptr;
   size_t bytes = 0;
-  ~Block() { std::free(memory); }
+  ~Block() { release(); }
+  void release() {
+    std::free(memory);
+    memory = nullptr;
+    bytes = 0;
+  }
 };
 
 thread_local Block blocks[kScratchKinds];
@@ -52,8 +57,7 @@ void* thread_scratch(size_t bytes, ScratchKind kind) noexcept {
   Block& block = blocks[kind];
   const size_t wanted = (bytes + 4095) / 4096 * 4096;
   if (wanted > block.bytes || block.bytes > kKeptBytes) {
-    std::free(block.memory);
-    block.bytes = 0;
+    block.release();
     block.memory = std::aligned_alloc(4096, wanted);
     if (block.memory == nullptr) return nullptr;
     block.bytes = wanted;
@@ -61,6 +65,10 @@ void* thread_scratch(size_t bytes, ScratchKind kind) noexcept {
   }
   if (poison.load(std::memory_order_relaxed)) std::memset(block.memory, 0xff, block.bytes);
   return block.memory;
+}
+
+void release_scratch() noexcept {
+  for (Block& block : blocks) block.release();
 }
 
 void set_poison_scratch(bool enabled) noexcept { poison.store(enabled, std::memory_order_relaxed); }

@@ -13,6 +13,9 @@ enum ScratchKind { kKernelScratch, kPlanScratch, kScratchKinds };
 // it gets. Contents are arbitrary.
 void* thread_scratch(size_t bytes, ScratchKind kind = kKernelScratch) noexcept;
 
+// Gives the calling thread's blocks back, until its next call for them.
+void release_scratch() noexcept;
+
 // Asks for large pages where the system gives them on request: fresh memory then costs a third, and
 // long streams fewer look-ups. Changes no contents.
 void advise_large_pages(void* memory, size_t bytes) noexcept;

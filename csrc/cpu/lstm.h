@@ -12,7 +12,8 @@ namespace ctxfast {
 enum WeightType : int32_t {
   kPlainWeight = 0,  // the type of the arithmetic: float or double
   kBfloat16Weight = 1,
-  kInt8Weight = 2,  // with a scale for each row
+  kInt8Weight = 2,   // with a scale for each row
+  kSplitWeight = 3,  // float as three bfloat16, within a call, where there are matrix tiles
 };
 
 // What every call knows. B batch, T steps, K inputs, H hidden, P features.
@@ -53,13 +54,14 @@ struct LstmForwardDirection {
   int64_t input_stride[2];  // from row to row, from step to step
   const void* bias;         // [4H], or nullptr
   const void* weight_ih;    // [4H, K], contiguous: read where the weights are plain
-  const void* packed;       // of LstmPackArgs; nullptr, where they are plain: the next two are read
-  const void* weight_hh;    // [4H, P], contiguous, or nullptr
-  const void* weight_hr;    // [P, H], contiguous, or nullptr
-  const void* h0;           // [B, P]
-  const void* c0;           // [B, H]
-  const void* mask;         // [B, P] in the type of the arithmetic, or nullptr
-  void* output;             // [B, T, P]
+  const void* packed;     // of LstmPackArgs; nullptr, where they are plain: the next two are read,
+                          // and packed within the call where gates are kept
+  const void* weight_hh;  // [4H, P], contiguous, or nullptr
+  const void* weight_hr;  // [P, H], contiguous, or nullptr
+  const void* h0;         // [B, P]
+  const void* c0;         // [B, H]
+  const void* mask;       // [B, P] in the type of the arithmetic, or nullptr
+  void* output;           // [B, T, P]
   int64_t output_stride[2];
   void* h;               // [B, P]
   void* c;               // [B, H]
@@ -79,9 +81,11 @@ struct LstmForwardArgs {
 struct LstmBackwardDirection {
   const void* grad_output;  // [B, T, P], unit stride along the last
   int64_t grad_output_stride[2];
-  const void* grad_h;  // [B, P]
-  const void* grad_c;  // [B, H]
-  const void* packed;  // of LstmPackArgs with backward
+  const void* grad_h;     // [B, P]
+  const void* grad_c;     // [B, H]
+  const void* weight_hh;  // [4H, P], contiguous
+  const void* weight_hr;  // [P, H], contiguous, or nullptr
+  const void* packed;     // set within the call
   const void* c0;
   const void* mask;
   const void* kept_gates;

@@ -2,101 +2,51 @@
 // the loop. The gradients of the weights and of the input are single products of what this leaves
 // behind.
 //
-// A step has two products, each followed by a barrier over the team. dprojected W_hr gives the
-// gradient of o * tanh(c), from which the gradients of the gates follow in registers; dgates W_hh
-// gives that of the state before, from which the next dprojected follows. Threads share units and
-// outputs, and sums have a fixed order, as in the forward pass.
+// A step has two products. dprojected W_hr gives the gradient of o * tanh(c), from which the
+// gradients of the gates follow in registers; dgates W_hh gives that of the state before, from
+// which the next dprojected follows. A thread takes a chunk of units through both, so that what
+// lies between them stays in its caches. It leaves what the chunk contributes to the gradient of
+// the state; threads then share the outputs to sum these up, in a fixed order. A barrier over the
+// team follows each half.
 #include "cpu/kernel_table.h"
-#include "cpu/lstm_cell.h"
-#include "cpu/lstm_team.h"
-#include "cpu/lstm_weights.h"
+#include "cpu/lstm_backward_state.h"
+#include "cpu/lstm_call.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
 namespace {
 
 template <typename S, typename W>
-struct Backward {
-  using T = Compute<S>;
-  static constexpr int64_t kWidth = kLanes<T>;
-
-  const LstmSizes& sizes;
-  const LstmBackwardDirection& way;
-  const RowOrder& order;
-  const PackedLayout<W>& layout;
-  int64_t state_stride, cell_stride, gates_stride;
-  T* dstate;      // dh [B, P]
-  T* dprojected;  // [B, P]
-  T* dcell;       // dc [B, H]
-  T* dfull;       // gradient of o * tanh(c) [B, H]
-  T* dgates;      // [B, 4H]
-
-  static int64_t stride(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
-  static int64_t elements(const LstmSizes& s) {
-    return s.batch * (2 * stride(s.features) + 2 * stride(s.hidden) + stride(kGates * s.hidden));
-  }
-
-  Backward(const LstmSizes& s, const LstmBackwardDirection& w, const RowOrder& o,
-           const PackedLayout<W>& l, T* memory)
-      : sizes(s), way(w), order(o), layout(l) {
-    state_stride = stride(s.features);
-    cell_stride = stride(s.hidden);
-    gates_stride = stride(kGates * s.hidden);
-    dstate = memory;
-    dprojected = dstate + s.batch * state_stride;
-    dcell = dprojected + s.batch * state_stride;
-    dfull = dcell + s.batch * cell_stride;
-    dgates = dfull + s.batch * cell_stride;
-  }
-
-  template <typename P>
-  P* at(void* base, int64_t row, int64_t position, int64_t columns) const {
-    return static_cast<P*>(base) + (row * sizes.steps + position) * columns;
-  }
-  template <typename P>
-  const P* at(const void* base, int64_t row, int64_t position, int64_t columns) const {
-    return static_cast<const P*>(base) + (row * sizes.steps + position) * columns;
-  }
-
-  void start(const Team& team) const {
-    const int64_t features = sizes.features, hidden = sizes.hidden, gates = kGates * hidden;
-    for (int64_t i = team.rank; i < sizes.batch; i += team.size) {
-      const int64_t row = order.row[i];
-      // The words of a padded depth are read as well, against weights of 0: they must be finite.
-      for (int64_t k = 0; k < state_stride; k += kWidth) {
-        store(dstate + i * state_stride + k, Vec<T>{});
-        store(dprojected + i * state_stride + k, Vec<T>{});
-      }
-      for (int64_t k = 0; k < gates_stride; k += kWidth)
-        store(dgates + i * gates_stride + k, Vec<T>{});
-      copy(static_cast<const S*>(way.grad_h) + row * features, dstate + i * state_stride, features);
-      copy(static_cast<const T*>(way.grad_c) + row * hidden, dcell + i * cell_stride, hidden);
-      for (int64_t t = order.length[i]; t < sizes.steps; ++t) {
-        clear(at<S>(way.dgates, row, t, gates), gates);
-        if (way.dprojected != nullptr) clear(at<S>(way.dprojected, row, t, features), features);
-        if (way.full != nullptr) clear(at<S>(way.full, row, t, hidden), hidden);
-      }
-    }
-  }
-
-  void finish(const Team& team) const {
-    const int64_t features = sizes.features, hidden = sizes.hidden;
-    for (int64_t i = team.rank; i < sizes.batch; i += team.size) {
-      const int64_t row = order.row[i];
-      for (int64_t k = 0; k < features; k += kWidth)
-        store_n(static_cast<S*>(way.dh0) + row * features + k, load(dstate + i * state_stride + k),
-                features - k);
-      for (int64_t k = 0; k < hidden; k += kWidth)
-        store_n(static_cast<T*>(way.dc0) + row * hidden + k,
-                load_n(dcell + i * cell_stride + k, hidden - k), hidden - k);
-    }
-  }
+struct Backward : BackwardState<S, W> {
+  using State = BackwardState<S, W>;
+  using T = typename State::T;
+  using Workspace = typename State::Workspace;
+  using State::BackwardState;
+  using State::cell_stride, State::clear_gates, State::dcell, State::dprojected,
+      State::dprojected_parts, State::dstate, State::extreme, State::finish, State::kWidth,
+      State::layout, State::multiply, State::note, State::on_tiles, State::order, State::padded,
+      State::partial, State::partial_scale, State::sizes, State::split, State::start,
+      State::state_stride, State::way, State::workspace;
 
   int64_t state_vectors() const { return (sizes.features + kWidth - 1) / kWidth; }
   int64_t unit_vectors() const { return (sizes.hidden + kWidth - 1) / kWidth; }
+  int64_t chunk_vectors() const { return layout.chunks.size / kWidth; }
+
+  // dstate of the rows of a step: the sum of what the chunks have left.
+  void add_chunks(int64_t rows, int64_t first, int64_t last) const {
+    const int64_t size = padded(sizes.batch) * state_stride;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t column = first * kWidth; column < last * kWidth; column += kWidth) {
+        Vec<T> sum = {};
+        for (int64_t chunk = 0; chunk < layout.chunks.count; ++chunk)
+          sum += partial_scale[chunk] * load(partial + chunk * size + i * state_stride + column);
+        store_n(dstate + i * state_stride + column, sum, sizes.features - column);
+      }
+  }
 
   // dprojected of a step, for vectors [first, last): the state's gradient through mask and clip.
   void project_gradients(int64_t step, int64_t first, int64_t last) const {
+    Vec<T> largest = {};
     for (int64_t i = 0; i < order.active[step]; ++i) {
       const int64_t row = order.row[i], position = order.position(i, step, way.reverse);
       const S* grad = static_cast<const S*>(way.grad_output) + row * way.grad_output_stride[0] +
@@ -108,30 +58,37 @@ struct Backward {
           value =
               value * load_n(static_cast<const T*>(way.mask) + row * sizes.features + column, n);
         if (way.kept_projected != nullptr) {
-          const T* projected = at<T>(way.kept_projected, row, position, sizes.features) + column;
+          const T* projected =
+              this->template at<T>(way.kept_projected, row, position, sizes.features) + column;
           value = inside<T>(value, load_n(projected, n), T(sizes.proj_clip));
         }
         store_n(dprojected + i * state_stride + column, value, n);
+        split(value, dprojected_parts, i, state_stride, column, n);
+        largest = vmax(State::magnitude(value), largest);
         if (way.dprojected != nullptr)
-          store_n(at<S>(way.dprojected, row, position, sizes.features) + column, value, n);
+          store_n(this->template at<S>(way.dprojected, row, position, sizes.features) + column,
+                  value, n);
       }
     }
+    note(largest, extreme + step);
   }
 
-  // The gradients of the gates of one row and one vector of units.
-  CTXFAST_INLINE void gate_gradients(Vec<T> full, int64_t i, int64_t step, int64_t unit) const {
+  // The gradients of the gates of one row and one vector of units, place of its chunk.
+  CTXFAST_INLINE void gate_gradients(Vec<T> full, int64_t i, int64_t step, int64_t unit,
+                                     int64_t place, const Workspace& space, Vec<T>& largest) const {
     const int64_t hidden = sizes.hidden, n = hidden - unit, row = order.row[i];
     const int64_t position = order.position(i, step, way.reverse);
-    const S* gates = at<S>(way.kept_gates, row, position, kGates * hidden) + unit;
+    const S* gates = this->template at<S>(way.kept_gates, row, position, kGates * hidden) + unit;
     const Vec<T> in = load_n(gates, n), forget = load_n(gates + hidden, n),
                  candidate = load_n(gates + 2 * hidden, n), out = load_n(gates + 3 * hidden, n);
-    const Vec<T> cell = load_n(at<T>(way.kept_cells, row, position, hidden) + unit, n);
+    const Vec<T> cell =
+        load_n(this->template at<T>(way.kept_cells, row, position, hidden) + unit, n);
     Vec<T> before;
     if (step == 0) {
       before = load_n(static_cast<const T*>(way.c0) + row * hidden + unit, n);
     } else {
       const int64_t earlier = position + (way.reverse ? 1 : -1);
-      before = clip<T>(load_n(at<T>(way.kept_cells, row, earlier, hidden) + unit, n),
+      before = clip<T>(load_n(this->template at<T>(way.kept_cells, row, earlier, hidden) + unit, n),
                        T(sizes.cell_clip));
     }
     T* dc = dcell + i * cell_stride + unit;
@@ -143,32 +100,60 @@ struct Backward {
         gradient * in * (T(1) - candidate * candidate), full * tanh_c * out * (T(1) - out)};
     store_n(dc, gradient * forget, n);
     if (way.full != nullptr)
-      store_n(at<S>(way.full, row, position, hidden) + unit, out * tanh_c, n);
-    S* stored = at<S>(way.dgates, row, position, kGates * hidden) + unit;
-    T* kept = dgates + i * gates_stride + unit;
+      store_n(this->template at<S>(way.full, row, position, hidden) + unit, out * tanh_c, n);
+    S* stored = this->template at<S>(way.dgates, row, position, kGates * hidden) + unit;
     for (int g = 0; g < kGates; ++g) {
+      const int64_t column = g * layout.chunks.size + place;
       store_n(stored + g * hidden, found[g], n);
-      store_n(kept + g * hidden, found[g], n);
+      store(space.dgates + i * space.stride + column, found[g]);
+      split(found[g], space.parts, i, space.stride, column, kWidth);
+      largest = vmax(State::magnitude(found[g]), largest);
     }
   }
 
-  // The gradients of the gates of vectors [first, last) of units.
-  void units_step(int64_t step, int64_t rows, int64_t first, int64_t last) const {
-    const T* full = dfull;
-    int64_t full_stride = cell_stride;
+  // A chunk of units of a step.
+  void chunk_step(int64_t step, int64_t rows, int64_t chunk, const Team& team) const {
+    const Workspace space = workspace(team);
+    const int64_t begin = chunk * chunk_vectors(), depth = layout.chunks.depth();
+    const int64_t after = begin + chunk_vectors();
+    const int64_t end = after < unit_vectors() ? after : unit_vectors();
+    const T* full = dprojected + begin * kWidth;
+    int64_t full_stride = state_stride;
+    T lower = T(1);
+    const auto projection = layout.vectors_of(way.packed, kProjectionPanel);
+    const auto states = layout.vectors_of(way.packed, kStatePanel);
+    const int64_t word = chunk * depth / W::kPack, words = depth / W::kPack;
     if (sizes.projected) {
-      multiply_vectors<W>(dprojected, state_stride, layout.words_of(way.packed, kProjectionPanel),
-                          layout.words[kProjectionPanel], dfull, cell_stride, rows, first, last);
-    } else {
-      full = dprojected;
-      full_stride = state_stride;
+      lower = multiply({dprojected, dprojected_parts, state_stride}, on_tiles(rows, extreme[step]),
+                       projection, 0, projection.words, states.at(0, word), space.dfull,
+                       full_stride = space.full_stride, rows, begin, end, space);
+      full = space.dfull;
     }
+    Vec<T> largest = {};
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t unit = first * kWidth; unit < last * kWidth; unit += kWidth)
-        gate_gradients(load(full + i * full_stride + unit), i, step, unit);
+      for (int64_t place = 0; place < layout.chunks.size; place += kWidth) {
+        const int64_t unit = begin * kWidth + place;
+        if (unit >= sizes.hidden) {
+          clear_gates(i, place, space);
+          continue;
+        }
+        gate_gradients(lower * load(full + i * full_stride + place), i, step, unit, place, space,
+                       largest);
+      }
+    int32_t large = 0;
+    note(largest, &large);
+    const int64_t next = after < unit_vectors() ? after : 0;
+    partial_scale[chunk] =
+        multiply({space.dgates, space.parts, space.stride}, on_tiles(rows, large), states, word,
+                 words, sizes.projected ? projection.at(next) : states.at(0, word),
+                 partial + chunk * padded(sizes.batch) * state_stride, state_stride, rows, 0,
+                 state_vectors(), space);
   }
 
   void run(const Team& team) const {
+#if defined(CTXFAST_AMX)
+    const MatrixTiles tiles;
+#endif
     int64_t step = sizes.steps;
     while (step > 0 && order.active[step - 1] == 0) --step;
     start(team);
@@ -179,12 +164,11 @@ struct Backward {
     team.wait();
     for (--step; step >= 0; --step) {
       const int64_t rows = order.active[step];
-      team.share_vectors(unit_vectors(),
-                         [&](int64_t first, int64_t last) { units_step(step, rows, first, last); });
+      team.share(layout.chunks.count,
+                 [&](int64_t chunk, int64_t) { chunk_step(step, rows, chunk, team); });
       team.wait();
       team.share_vectors(state_vectors(), [&](int64_t first, int64_t last) {
-        multiply_vectors<W>(dgates, gates_stride, layout.words_of(way.packed, kStatePanel),
-                            layout.words[kStatePanel], dstate, state_stride, rows, first, last);
+        add_chunks(rows, first, last);
         if (step > 0) project_gradients(step - 1, first, last);
       });
       team.wait();
@@ -194,36 +178,44 @@ struct Backward {
 };
 
 template <typename S, typename W>
-Status run(const LstmBackwardArgs& args) {
+Status run(const LstmBackwardArgs& given, WeightType weight, bool* ordinary = nullptr) {
   using Way = Backward<S, W>;
-  using T = Compute<S>;
+  LstmBackwardArgs args = given;
   const LstmSizes& sizes = args.sizes;
   Status status;
   const PackedLayout<W> layout(0, sizes.hidden, sizes.features, sizes.projected, true);
   const int64_t order_bytes = round_up(RowOrder::bytes(sizes), 64);
-  const int64_t elements = Way::elements(sizes);
-  char* memory =
-      static_cast<char*>(thread_scratch(order_bytes + args.count * elements * int64_t(sizeof(T))));
+  const int64_t bytes = Way::bytes(sizes, layout);
+  char* memory = static_cast<char*>(thread_scratch(order_bytes + args.count * bytes));
   if (memory == nullptr) {
     status.code = kOutOfMemory;
     return status;
   }
   const RowOrder order(sizes, memory);
-  T* buffers = reinterpret_cast<T*>(memory + order_bytes);
-  const bool together = args.count * layout.bytes <= kTogetherBytes;
-  for_each_direction(sizes.threads, args.count, together, [&](int direction, const Team& team) {
-    const Way way(sizes, args.directions[direction], order, layout, buffers + direction * elements);
-    way.run(team);
-  });
-  return status;
+  return for_packed_directions(
+      args, layout, weight, {true, true}, ordinary, [&](int first, int count) {
+        for_each_direction(sizes.threads, count, count > 1, [&](int direction, const Team& team) {
+          const int k = first + direction;
+          const Way way(sizes, args.directions[k], order, layout, memory + order_bytes + k * bytes);
+          way.run(team);
+        });
+      });
 }
 
 }  // namespace
 
 Status lstm_backward(const LstmBackwardArgs& args) {
-  if (args.sizes.dtype == kFloat64) return run<double, PlainWeight<double> >(args);
-  if (args.sizes.dtype == kFloat32) return run<float, PlainWeight<float> >(args);
-  if (args.sizes.dtype == kBfloat16) return run<bfloat16, HalfWeight>(args);
+  const Dtype dtype = args.sizes.dtype;
+#if defined(CTXFAST_AMX)
+  if (splits_weights(args.sizes, args.count)) {
+    bool ordinary = true;
+    const Status status = run<float, SplitWeight>(args, kSplitWeight, &ordinary);
+    if (ordinary) return status;
+  }
+#endif
+  if (dtype == kFloat64) return run<double, PlainWeight<double> >(args, kPlainWeight);
+  if (dtype == kFloat32) return run<float, PlainWeight<float> >(args, kPlainWeight);
+  if (dtype == kBfloat16) return run<bfloat16, HalfWeight>(args, kBfloat16Weight);
   Status status;
   status.code = kUnsupportedDtype;
   return status;

@@ -9,7 +9,9 @@
 // outputs. A row's sums are added up in the order of the depth, so its result does not depend on
 // how many threads or other rows there are.
 #include "cpu/kernel_table.h"
+#include "cpu/lstm_call.h"
 #include "cpu/lstm_forward_state.h"
+#include "cpu/lstm_inputs.h"
 
 CTXFAST_NAMESPACE_BEGIN
 
@@ -31,12 +33,12 @@ struct Forward : ForwardState<S, W> {
   using State::ahead, State::block_sums, State::cell, State::cell_stride, State::finish,
       State::full, State::full_parts, State::gate_rows, State::gates_block, State::given,
       State::input, State::input_extreme, State::input_parts, State::input_rows,
-      State::input_stride, State::kBlock, State::kChecks, State::kSplits, State::kWidth,
-      State::layout, State::lowered, State::lowering, State::magnitude, State::masked,
-      State::multiply_on_tiles, State::next_block, State::note, State::on_tiles, State::order,
-      State::ordinary, State::output_of, State::padded, State::plain, State::sizes, State::space,
-      State::split, State::split_row, State::start, State::state, State::state_extreme,
-      State::state_parts, State::state_stride, State::sums, State::way;
+      State::input_stride, State::kBlock, State::kChecks, State::kInputFirst, State::kSplits,
+      State::kWidth, State::layout, State::lowered, State::lowering, State::magnitude,
+      State::masked, State::multiply_on_tiles, State::next_block, State::note, State::on_tiles,
+      State::order, State::ordinary, State::output_of, State::padded, State::plain, State::sizes,
+      State::space, State::split, State::split_row, State::start, State::state,
+      State::state_extreme, State::state_parts, State::state_stride, State::sums, State::way;
   using State::ForwardState;
 
   // Adds up what the input contributes to the gates of this thread's units, from step `first` on.
@@ -101,16 +103,19 @@ struct Forward : ForwardState<S, W> {
   }
 
   // recurrent: the state's part of the four gates of one row and one vector of units; x: the
-  // input's.
+  // input's, unless it lies where the gates are kept.
   CTXFAST_INLINE void finish_cell(const Vec<T> (&recurrent)[kGates], const T* scales, const T* x,
                                   int64_t i, int64_t step, int64_t unit) const {
     const int64_t n = sizes.hidden - unit, hidden = sizes.hidden, row = order.row[i];
     const int64_t position = order.position(i, step, way.reverse);
+    S* gates = nullptr;
+    if (way.kept_gates != nullptr)
+      gates = this->template kept<S>(way.kept_gates, row, position, kGates * hidden) + unit;
     Vec<T> z[kGates];
     for (int g = 0; g < kGates; ++g) {
       z[g] = recurrent[g];
       if constexpr (W::kScaled) z[g] = z[g] * load(scales + g * kWidth);
-      z[g] = load(x + g * kWidth) + z[g];
+      z[g] = (kInputFirst ? load_n(gates + g * hidden, n) : load(x + g * kWidth)) + z[g];
     }
     const Vec<T> in = sigmoid<T>(z[0]), forget = sigmoid<T>(z[1]), candidate = tanh<T>(z[2]),
                  out = sigmoid<T>(z[3]);
@@ -119,8 +124,7 @@ struct Forward : ForwardState<S, W> {
     const Vec<T> after = clip<T>(before_clip, T(sizes.cell_clip));
     store(c, after);
     const Vec<T> value = out * tanh<T>(after);
-    if (way.kept_gates != nullptr) {
-      S* gates = this->template kept<S>(way.kept_gates, row, position, kGates * hidden) + unit;
+    if (gates != nullptr) {
       store_n(gates, in, n);
       store_n(gates + hidden, forget, n);
       store_n(gates + 2 * hidden, candidate, n);
@@ -215,26 +219,28 @@ struct Forward : ForwardState<S, W> {
 
   // sums [B, vectors first .. last) = full weight_hr^T
   void project(int64_t rows, int64_t first, int64_t last, const Team& team) const {
-    if (on_projection_tiles(rows)) {
-      const int64_t words = layout.words[kProjectionPanel];
-      for (int64_t vector = first; vector < last;) {
-        const int columns = last - vector >= kGates ? kGates : 1;
-        const typename W::Word* b =
-            layout.words_of(way.packed, kProjectionPanel) + vector * words * kWidth;
-        multiply_on_tiles(full_parts, padded(sizes.batch), cell_stride, b, kWidth, words * kWidth,
-                          words, b, sums + vector * kWidth, state_stride, rows, columns, team);
-        vector += columns;
-      }
-      return;
-    }
     if constexpr (W::kPlain) {
       if (way.packed == nullptr)
         return multiply_plain<W>(full, cell_stride, static_cast<const T*>(way.weight_hr),
                                  sizes.hidden, sizes.features, space(team), sums, state_stride,
                                  rows, first, last);
     }
-    multiply_vectors<W>(full, cell_stride, layout.words_of(way.packed, kProjectionPanel),
-                        layout.words[kProjectionPanel], sums, state_stride, rows, first, last);
+    const auto panel = layout.vectors_of(way.packed, kProjectionPanel);
+    if (on_projection_tiles(rows)) {
+      for (int64_t vector = first; vector < last;) {
+        const int columns = last - vector >= kGates ? kGates : 1;
+        const typename W::Word* b = panel.at(vector);
+        const bool more = W::kVectors > 1 && vector + columns < last;
+        multiply_on_tiles(full_parts, padded(sizes.batch), cell_stride, b,
+                          VectorsPanel<W>::kNextWord, panel.next_vector(), panel.words,
+                          more ? panel.at(vector + columns) : b, sums + vector * kWidth,
+                          state_stride, rows, columns, team);
+        vector += columns;
+      }
+      return;
+    }
+    multiply_vectors<W>(full, cell_stride, panel, 0, panel.words, sums + first * kWidth,
+                        state_stride, rows, first, last);
   }
 
   void projection_step(int64_t step, int64_t rows, const Team& team) const {
@@ -279,9 +285,11 @@ struct Forward : ForwardState<S, W> {
     const bool zero = starts_at_zero();
     int64_t next = 0, before = 0;
     for (int64_t step = 0; step < sizes.steps && order.active[step] > 0; ++step) {
-      if (step == next) {
-        next = input_product(step, team);
-        before = 0;
+      if constexpr (!kInputFirst) {
+        if (step == next) {
+          next = input_product(step, team);
+          before = 0;
+        }
       }
       gates_step(step, before, order.active[step], zero && step == 0, team);
       before += order.active[step];
@@ -295,9 +303,10 @@ struct Forward : ForwardState<S, W> {
 };
 
 template <typename S, typename W>
-Status run(const LstmForwardArgs& args) {
+Status run(const LstmForwardArgs& given, WeightType weight, bool* ordinary = nullptr) {
   using Way = Forward<S, W>;
   using T = Compute<S>;
+  LstmForwardArgs args = given;
   const LstmSizes& sizes = args.sizes;
   Status status;
   const PackedLayout<W> layout(sizes.inputs, sizes.hidden, sizes.features, sizes.projected, false);
@@ -313,26 +322,47 @@ Status run(const LstmForwardArgs& args) {
   T* buffers = reinterpret_cast<T*>(memory + order_bytes);
   for (int direction = 0; direction < args.count; ++direction)
     for (int64_t i = 0; i < Way::flags(sizes); ++i) buffers[direction * elements + i] = T(0);
-  const bool together = args.count * layout.recurrent_bytes() <= kTogetherBytes;
-  for_each_direction(sizes.threads, args.count, together, [&](int direction, const Team& team) {
-    const Way way(sizes, args.directions[direction], order, layout, buffers + direction * elements);
-    way.run(team);
-  });
-  return status;
+  const bool packs = args.directions[0].kept_gates != nullptr || !W::kPlain;
+  return for_packed_directions(
+      args, layout, weight, {false, packs}, ordinary, [&](int first, int count) {
+        for_each_direction(sizes.threads, count, count > 1, [&](int k, const Team& team) {
+          const int direction = first + k;
+          const Way way(sizes, args.directions[direction], order, layout,
+                        buffers + direction * elements);
+          way.run(team);
+        });
+      });
 }
+
+#if defined(CTXFAST_AMX)
+Status run_split(const LstmForwardArgs& args, bool* ordinary) {
+  const Status status = multiply_inputs(args);
+  if (status.code != kOk) return status;
+  return run<float, SplitWeight>(args, kSplitWeight, ordinary);
+}
+#endif
 
 }  // namespace
 
 Status lstm_forward(const LstmForwardArgs& args) {
   const Dtype dtype = args.sizes.dtype;
-  if (dtype == kFloat64 && args.weight == kPlainWeight)
-    return run<double, PlainWeight<double> >(args);
-  if (dtype == kFloat32 && args.weight == kPlainWeight)
-    return run<float, PlainWeight<float> >(args);
-  if (dtype == kFloat32 && args.weight == kBfloat16Weight) return run<float, HalfWeight>(args);
-  if (dtype == kFloat32 && args.weight == kInt8Weight) return run<float, ByteWeight>(args);
-  if (dtype == kBfloat16 && args.weight == kBfloat16Weight) return run<bfloat16, PairWeight>(args);
-  if (dtype == kBfloat16 && args.weight == kInt8Weight) return run<bfloat16, ByteWeight>(args);
+  const WeightType weight = args.weight;
+#if defined(CTXFAST_AMX)
+  if (splits(args)) {
+    bool ordinary = true;
+    const Status status = run_split(args, &ordinary);
+    if (ordinary) return status;
+  }
+#endif
+  if (dtype == kFloat64 && weight == kPlainWeight)
+    return run<double, PlainWeight<double> >(args, weight);
+  if (dtype == kFloat32 && weight == kPlainWeight)
+    return run<float, PlainWeight<float> >(args, weight);
+  if (dtype == kFloat32 && weight == kBfloat16Weight) return run<float, HalfWeight>(args, weight);
+  if (dtype == kFloat32 && weight == kInt8Weight) return run<float, ByteWeight>(args, weight);
+  if (dtype == kBfloat16 && weight == kBfloat16Weight)
+    return run<bfloat16, PairWeight>(args, weight);
+  if (dtype == kBfloat16 && weight == kInt8Weight) return run<bfloat16, ByteWeight>(args, weight);
   Status status;
   status.code = kUnsupportedDtype;
   return status;

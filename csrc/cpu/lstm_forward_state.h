@@ -23,12 +23,14 @@ struct ForwardState {
   static constexpr bool kSplits = Tiles::kUsed && sizeof(Element) != sizeof(bfloat16);
   static constexpr int64_t kWidth = kLanes<T>;
   static constexpr int64_t kBlock = kGates * kWidth;  // the gates of a vector of units
+  // Whether what the input contributes has been computed before, and lies where gates are kept.
+  static constexpr bool kInputFirst = !W::kPlain && !W::kPacksInput;
 
   const LstmSizes& sizes;
   const LstmForwardDirection& way;
   const RowOrder& order;
   const PackedLayout<W>& layout;
-  // Row strides are whole vectors and one more, so that rows do not share a set of the cache.
+  // So that rows do not share a set of the cache.
   int64_t input_stride, state_stride, cell_stride;
   T* given;           // what the input contributes, [ceil(H / L)][input_rows][4][L]
   T* sums;            // of the projection [B, P]
@@ -45,8 +47,11 @@ struct ForwardState {
   int32_t *input_extreme, *state_extreme;
   T* tile_space;  // for each thread the sums of a block and what its tiles are arranged in
 
-  static int64_t stride(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
+  // Rows of parts are whole lines, an odd number of them.
+  static constexpr int64_t kApart = Tiles::kUsed ? 32 : kWidth;
+  static int64_t stride(int64_t columns) { return round_up(columns, kApart) + kApart; }
   static int64_t input_rows(const LstmSizes& s) {
+    if (kInputFirst) return 0;
     const int64_t all = s.batch * s.steps, wanted = s.batch > kInputRows ? s.batch : kInputRows;
     return padded(all < wanted ? all : wanted);
   }
@@ -163,7 +168,9 @@ struct ForwardState {
     if constexpr (kSplits)
       store_parts<kParts>(
           value, parts + i * row_stride + column,
-          padded(parts == input_parts ? input_rows(sizes) : sizes.batch) * row_stride, n);
+          padded(!kInputFirst && parts == input_parts ? input_rows(sizes) : sizes.batch) *
+              row_stride,
+          n);
   }
   // Those of a whole row; notes numbers that parts do not hold.
   void split_row(const Element* whole, bfloat16* parts, int64_t i, int64_t row_stride,
@@ -194,24 +201,16 @@ struct ForwardState {
     return way.packed == nullptr || static_cast<const LstmPackedHeader*>(way.packed)->ordinary != 0;
   }
 
-  // C [rows, columns vectors] = A B, `words` of the depth from word k of rows and panel on.
+  // C [rows, columns vectors] = A B, `words` words of the depth.
   CTXFAST_INLINE void multiply_on_tiles(const bfloat16* parts, int64_t part_rows,
                                         int64_t row_stride, const typename W::Word* b, int64_t ldb,
                                         int64_t next_column, int64_t words, const void* ahead, T* c,
                                         int64_t ldc, int64_t rows, int columns,
                                         const Team& team) const {
-    if constexpr (Tiles::kUsed) {
-      char* space = reinterpret_cast<char*>(tile_space + team.rank * tile_space_size(sizes) +
-                                            padded(sizes.batch) * kBlock);
-      constexpr int64_t piece = kDepthPiece / W::kPack;
-      for (int64_t k = 0; k < words; k += piece) {
-        const int64_t part = words - k < piece ? words - k : piece;
-        const PartRows a = {parts + k * W::kPack, row_stride, part_rows * row_stride};
-        Tiles::multiply(a, b + k * ldb, ldb, next_column, part,
-                        static_cast<const char*>(ahead) + k * ldb * int64_t(sizeof *b), c, ldc,
-                        rows, columns, k == 0, space);
-      }
-    }
+    if constexpr (Tiles::kUsed)
+      Tiles::multiply({parts, row_stride, part_rows * row_stride}, b, ldb, next_column, words,
+                      ahead, c, ldc, rows, columns,
+                      reinterpret_cast<char*>(block_sums(team) + padded(sizes.batch) * kBlock));
   }
   T* block_sums(const Team& team) const { return tile_space + team.rank * tile_space_size(sizes); }
   static constexpr T lowering() {

@@ -1,5 +1,6 @@
 // Arranges the weights of an LSTM into the panels of lstm_weights.h.
 #include "cpu/kernel_table.h"
+#include "cpu/lstm_split.h"
 #include "cpu/lstm_weights.h"
 #include "cpu/parallel.h"
 #include "cpu/transpose.h"
@@ -78,26 +79,51 @@ struct Packer {
     }
   }
 
-  // Words [begin, end) of all vectors of a panel whose columns are those of source [depth, count].
-  static void pack_columns(const S* source, int64_t depth, int64_t count, int64_t words,
-                           int64_t begin, int64_t end, Word* panel) {
-    for (int64_t first = 0; first < count; first += kWidth) {
-      Word* out = panel + first * words;
-      const int64_t n = count - first;
-      for (int64_t k = begin; k < end; ++k) {
-        const S* row = source + k * W::kPack * count + first;
-        if constexpr (W::kPack == 2) {
-          Vec<T> second = {};
-          if (2 * k + 1 < depth) second = load_n(row + count, n);
-          bfloat16 pair[2][kWidth];
-          store(pair[0], load_n(row, n));
-          store(pair[1], second);
-          for (int64_t i = 0; i < kWidth; ++i)
-            out[k * kWidth + i] = uint32_t(pair[0][i].bits) | uint32_t(pair[1][i].bits) << 16;
-        } else {
-          store(out + k * kWidth, load_n(row, n));
-        }
+  // The same, a vector of words at a time. `side`: columns of all groups are neighbours.
+  static void pack_split_rows(const S* source, int64_t depth, int64_t first, int64_t count,
+                              int groups, int64_t group_rows, bool side, int64_t words, Word* out) {
+    const int64_t width = groups * kWidth;
+    for (int g = 0; g < groups; ++g) {
+      const S* rows = source + (g * group_rows + first) * depth;
+      const int64_t left = count - first - (side ? g * group_rows : 0);
+      for (int64_t k = 0; k < words * W::kPack; k += kWidth) {
+        Vec<T> square[kWidth] = {};
+        if (k < depth && left > 0) load_transposed(rows + k, depth, depth - k, left, square);
+        for (int64_t i = 0; i < kWidth; i += W::kPack)
+          store_words(square[i], square[i + 1], out + (k + i) / W::kPack * width + g * kWidth);
       }
+    }
+  }
+
+  // Words [begin, end) of all vectors of a panel whose columns are those of source [*, count].
+  // Depth k is row row_of(k), or 0 where that is negative.
+  template <typename Rows>
+  static void pack_columns(const S* source, int64_t count, const VectorsPanel<W>& panel,
+                           int64_t begin, int64_t end, const Rows& row_of) {
+    for (int64_t vector = 0; vector * kWidth < round_up(count, W::kVectors * kWidth); ++vector) {
+      const int64_t n = count - vector * kWidth;
+      for (int64_t k = begin; k < end; ++k) {
+        Vec<T> of[2] = {};
+        for (int i = 0; i < W::kPack; ++i) {
+          const int64_t row = row_of(k * W::kPack + i);
+          if (row >= 0 && n > 0) of[i] = load_n(source + row * count + vector * kWidth, n);
+        }
+        store_words(of[0], of[1], const_cast<Word*>(panel.at(vector, k)));
+      }
+    }
+  }
+
+  static CTXFAST_INLINE void store_words(Vec<T> first, Vec<T> second, Word* to) {
+    if constexpr (sizeof(Word) == sizeof(uint32_t) && W::kPack == 2) {
+      bfloat16 pair[2][kWidth];
+      store(pair[0], first);
+      store(pair[1], second);
+      for (int64_t i = 0; i < kWidth; ++i)
+        to[i] = uint32_t(pair[0][i].bits) | uint32_t(pair[1][i].bits) << 16;
+    } else if constexpr (W::kPack == 2) {
+      W::store_words(first, second, to);
+    } else {
+      store(to, first);
     }
   }
 
@@ -131,10 +157,16 @@ struct Packer {
       if constexpr (!W::kScaled) {
         if (args.backward) {
           const bool state = k == kStatePanel;
-          const int64_t depth = state ? kGates * hidden : features;
-          const int64_t count = state ? features : hidden;
+          const UnitChunks chunks = layout.chunks;
+          const auto row_of = [=](int64_t d) -> int64_t {
+            if (!state) return d < features ? d : -1;
+            const int64_t place = d % chunks.depth();
+            const int64_t unit = d / chunks.depth() * chunks.size + place % chunks.size;
+            return unit < hidden ? place / chunks.size * hidden + unit : -1;
+          };
           parallel_for(args.threads, words, 4 * kPiece, [&](int64_t begin, int64_t end) {
-            pack_columns(source, depth, count, words, begin, end, panel);
+            pack_columns(source, state ? features : hidden, layout.vectors_of(base, k), begin, end,
+                         row_of);
           });
           continue;
         }
@@ -142,12 +174,19 @@ struct Packer {
       const bool projection = k == kProjectionPanel;
       const int64_t depth = projection ? hidden : k == kStatePanel ? features : inputs;
       const int64_t count = projection ? features : hidden;
-      const int groups = projection ? 1 : kGates;
-      const int64_t width = groups * kWidth;
+      const int groups = projection ? W::kVectors : kGates;
+      const int64_t width = groups * kWidth, step = projection ? width : kWidth;
       parallel_for(args.threads, layout.columns[k] / width, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block)
-          pack_rows(source, depth, block * kWidth, count, groups, hidden, words,
-                    panel + block * words * width, scales + block * width);
+        for (int64_t block = begin; block < end; ++block) {
+          Word* out = panel + block * words * width;
+          if constexpr (W::kVectors > 1) {
+            pack_split_rows(source, depth, block * step, count, groups,
+                            projection ? kWidth : hidden, projection, words, out);
+          } else {
+            pack_rows(source, depth, block * step, count, groups, hidden, words, out,
+                      scales + block * width);
+          }
+        }
       });
     }
     __builtin_memcpy(base, args.header, sizeof *args.header);
@@ -164,6 +203,10 @@ Status lstm_pack(const LstmPackArgs& args) {
     Packer<double, PlainWeight<double> >::run(args);
   } else if (args.dtype == kFloat32 && args.weight == kPlainWeight) {
     Packer<float, PlainWeight<float> >::run(args);
+#if defined(CTXFAST_AMX)
+  } else if (args.dtype == kFloat32 && args.weight == kSplitWeight) {
+    Packer<float, SplitWeight>::run(args);
+#endif
   } else if (args.dtype == kFloat32 && args.weight == kBfloat16Weight) {
     Packer<float, HalfWeight>::run(args);
   } else if (args.dtype == kFloat32 && args.weight == kInt8Weight) {

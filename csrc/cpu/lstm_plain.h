@@ -52,8 +52,8 @@ CTXFAST_INLINE void multiply_plain(const T* a, int64_t lda, const T* weights, in
       for (int64_t v = 0; v < width; ++v)
         pack_vectors<1>(rows_of(vector + v) + k, 1, depth, part, columns - (vector + v) * kWidth,
                         space + v * part * kWidth);
-      multiply_depth<W>(a + k, lda, space, part * kWidth, part, space, 0, c + vector * kWidth, ldc,
-                        rows, width, k == 0);
+      multiply_depth<W>(a + k, lda, space, kWidth, part * kWidth, part, space, 0,
+                        c + vector * kWidth, ldc, rows, width, k == 0);
     }
     vector += width;
   }

@@ -5,7 +5,8 @@
 // Tiles multiply bfloat16. A float is the exact sum of three of them (its 24 bits in turn, by
 // truncation), so that its product with a bfloat16 is three products of parts, as exact as with
 // floats (Henry, Tang, Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
-// higher-precision computations", 2019). int8 is a bfloat16 as it is.
+// higher-precision computations", 2019). int8 is a bfloat16 as it is. Of the nine products of two
+// floats' parts the six largest are summed; the others are below the rounding of a float product.
 //
 // Tiles take numbers below the normal range for 0. Floats are therefore lifted by a power of two
 // before they are split, and sums are lowered afterwards: no normal number then loses a bit.
@@ -15,11 +16,10 @@
 #pragma once
 
 #include "cpu/amx.h"
-#include "cpu/lstm_weights.h"
+#include "cpu/lstm_split.h"
+#include "cpu/rounded.h"
 
 CTXFAST_NAMESPACE_BEGIN
-
-constexpr float kLift = 0x1p24f;
 
 // The rows of A: of each part [rows padded to whole tiles][row_stride], with zeros behind the depth
 // up to a whole product.
@@ -38,13 +38,14 @@ CTXFAST_INLINE void store_parts(Vec<float> value, bfloat16* to, int64_t part_str
     value = value * kLift;
     for (int part = 0; part < kParts; ++part) {
       const Vec<float> top = (Vec<float>)((Bits)value & 0xffff0000u);
-      store_n(to + part * part_stride, top, n);
+      store_rounded(to + part * part_stride, top, n);
       value = value - top;
     }
   }
 }
 
-// How A, in kParts parts, is multiplied with weights W on tiles; used: where this pays.
+// How A, in kParts parts, is multiplied with weights W on tiles; used: where this pays. Sums are to
+// be multiplied by kLower.
 template <typename W, int kParts>
 struct TileProduct {
   static constexpr bool kUsed = false;
@@ -86,7 +87,25 @@ CTXFAST_INLINE void multiply_three_parts(const char* b, const PartTiles& tiles) 
   if constexpr (kColumn + 1 < kColumns) multiply_three_parts<kColumns, kColumn + 1>(b, tiles);
 }
 
-// The products of one step of the depth, small ones first.
+// The products of one step of the depth of rows and columns that both have three parts, small ones
+// first. Parts of a tile of columns are a row of it apart.
+template <int kRowTiles, int kColumns>
+CTXFAST_INLINE void multiply_split(const char* a, int64_t row, int64_t part, const char* b,
+                                   const PartTiles& tiles) {
+  constexpr bool kStay = kColumns <= 2;  // a part of all columns fits the tiles
+  const char *second = b + kMatrixBytes, *third = second + kMatrixBytes;
+  load_rows<kRowTiles, 4>(a + 2 * part, row);
+  multiply_columns<kRowTiles, kColumns, false>(b, tiles);
+  load_rows<kRowTiles, 4>(a + part, row);
+  multiply_columns<kRowTiles, kColumns, kStay>(b, tiles);
+  multiply_columns<kRowTiles, kColumns, false>(second, tiles);
+  load_rows<kRowTiles, 4>(a, row);
+  multiply_columns<kRowTiles, kColumns, kStay>(second, tiles);
+  multiply_columns<kRowTiles, kColumns, false>(third, tiles);
+  multiply_columns<kRowTiles, kColumns, false>(b, tiles);
+}
+
+// The same of rows in kParts parts.
 template <int kParts, int kRowTiles, int kColumns>
 CTXFAST_INLINE void multiply_parts(const char* a, int64_t row, int64_t part, const char* b,
                                    const PartTiles& tiles) {
@@ -126,7 +145,7 @@ struct Ahead {
   int64_t lines;
 };
 
-template <int kParts, int kRowTiles, int kColumns>
+template <int kParts, bool kSplit, int kRowTiles, int kColumns>
 CTXFAST_NOINLINE void multiply_tiles(PartRows rows, PartTiles tiles, int64_t steps, float* c,
                                      int64_t ldc, bool begins, Ahead ahead) {
   const char *a = reinterpret_cast<const char*>(rows.first), *b = tiles.first;
@@ -141,7 +160,11 @@ CTXFAST_NOINLINE void multiply_tiles(PartRows rows, PartTiles tiles, int64_t ste
     move_sums<kRowTiles, kColumns, false>(c, ldc);
   }
   for (int64_t k = 0; k < steps; ++k) {
-    multiply_parts<kParts, kRowTiles, kColumns>(a, row, part, b, tiles);
+    if constexpr (kSplit) {
+      multiply_split<kRowTiles, kColumns>(a, row, part, b, tiles);
+    } else {
+      multiply_parts<kParts, kRowTiles, kColumns>(a, row, part, b, tiles);
+    }
     for (int64_t line = 0; line < ahead.lines; ++line)
       __builtin_prefetch(ahead.first + line * kLineBytes, 0, 2);
     ahead.first += ahead.lines * kLineBytes;
@@ -175,6 +198,12 @@ CTXFAST_INLINE PartTiles tiles_of(ByteWeight, const int8_t* b, int64_t ldb, int6
     }
   return to;
 }
+CTXFAST_INLINE PartTiles tiles_of(SplitWeight, const SplitWeight::Word* b, int64_t ldb,
+                                  int64_t next_column, int64_t, int, char*) {
+  constexpr int64_t bytes = sizeof(SplitWeight::Word);
+  return {reinterpret_cast<const char*>(b), ldb * bytes, next_column * bytes,
+          kMatrixRows * ldb * bytes};
+}
 // These are tiles already, but for a last one that is not whole.
 template <typename W>
 CTXFAST_INLINE PartTiles tiles_of(W, const uint32_t* b, int64_t ldb, int64_t next_column,
@@ -195,16 +224,32 @@ CTXFAST_INLINE PartTiles tiles_of(W, const uint32_t* b, int64_t ldb, int64_t nex
 template <typename W, int kParts, int kFewest>
 struct TileProductOf {
   static constexpr bool kUsed = true;
+  static constexpr bool kSplit = sizeof(typename W::Word) == sizeof(SplitWeight::Word);
   static constexpr int64_t kFewestRows = kFewest;
-  static constexpr int64_t kSpace = kMostTiles * kTileBytes;  // bytes of a thread
-  static constexpr float kLower = kParts == 1 ? 1 : 1 / kLift;
+  static constexpr int64_t kSpace = kSplit ? 0 : kMostTiles * kTileBytes;  // bytes of a thread
+  static constexpr float kLower = kParts == 1 ? 1 : kSplit ? 1 / (kLift * kLift) : 1 / kLift;
 
-  // C [rows, columns vectors] = A B, or += unless it begins, without kLower; rows are padded to
-  // whole tiles, and the depth is at most kDepthPiece.
+  // C [rows, columns vectors] = A B, `words` words of the depth; rows are padded to whole tiles.
+  // What lies at `ahead`, if anything, is asked for meanwhile.
   static CTXFAST_INLINE void multiply(PartRows a, const typename W::Word* b, int64_t ldb,
                                       int64_t next_column, int64_t words, const void* ahead,
-                                      float* c, int64_t ldc, int64_t rows, int columns, bool begins,
+                                      float* c, int64_t ldc, int64_t rows, int columns,
                                       char* space) {
+    constexpr int64_t piece = kDepthPiece / W::kPack, word = sizeof(typename W::Word);
+    for (int64_t k = 0; k < words; k += piece) {
+      const PartRows from = {a.first + k * W::kPack, a.row_stride, a.part_stride};
+      multiply_piece(from, b + k * ldb, ldb, next_column, words - k < piece ? words - k : piece,
+                     ahead == nullptr ? nullptr : static_cast<const char*>(ahead) + k * ldb * word,
+                     c, ldc, rows, columns, k == 0, space);
+    }
+  }
+
+ private:
+  // Of at most kDepthPiece of the depth; added to what lies there unless it begins.
+  static CTXFAST_INLINE void multiply_piece(PartRows a, const typename W::Word* b, int64_t ldb,
+                                            int64_t next_column, int64_t words, const void* ahead,
+                                            float* c, int64_t ldc, int64_t rows, int columns,
+                                            bool begins, char* space) {
     const PartTiles tiles = tiles_of(W(), b, ldb, next_column, words, columns, space);
     const int64_t steps = (words * W::kPack + kMatrixDepth - 1) / kMatrixDepth;
     // One row of tiles takes four columns at a time, two take two.
@@ -212,7 +257,8 @@ struct TileProductOf {
         columns * kLanes<float> * kMatrixDepth / W::kPack * int64_t(sizeof(typename W::Word));
     const int64_t turns =
         rows > kMatrixRows ? (rows + 2 * kMatrixRows - 1) / (2 * kMatrixRows) * 2 : 1;
-    Ahead next = {static_cast<const char*>(ahead), (bytes / kLineBytes + turns - 1) / turns};
+    Ahead next = {static_cast<const char*>(ahead),
+                  ahead == nullptr ? 0 : (bytes / kLineBytes + turns - 1) / turns};
     for (int64_t row = 0; row < rows; row += 2 * kMatrixRows) {
       const PartRows from = {a.first + row * a.row_stride, a.row_stride, a.part_stride};
       float* to = c + row * ldc;
@@ -223,16 +269,16 @@ struct TileProductOf {
         float* out = to + column * kMatrixRows;
         const int left = columns - column;
         if (!two && left == 4) {
-          multiply_tiles<kParts, 1, 4>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, kSplit, 1, 4>(from, part, steps, out, ldc, begins, next);
           column += 4;
         } else if (two && left >= 2) {
-          multiply_tiles<kParts, 2, 2>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, kSplit, 2, 2>(from, part, steps, out, ldc, begins, next);
           column += 2;
         } else if (two) {
-          multiply_tiles<kParts, 2, 1>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, kSplit, 2, 1>(from, part, steps, out, ldc, begins, next);
           column += 1;
         } else {
-          multiply_tiles<kParts, 1, 1>(from, part, steps, out, ldc, begins, next);
+          multiply_tiles<kParts, kSplit, 1, 1>(from, part, steps, out, ldc, begins, next);
           column += 1;
         }
         next.first += next.lines * steps * kLineBytes;
@@ -247,6 +293,8 @@ template <>
 struct TileProduct<HalfPairWeight, 1> : TileProductOf<HalfPairWeight, 1, 1> {};
 template <int kParts>
 struct TileProduct<ByteWeight, kParts> : TileProductOf<ByteWeight, kParts, 16> {};
+template <>
+struct TileProduct<SplitWeight, 3> : TileProductOf<SplitWeight, 3, 1> {};
 
 #endif
 

@@ -3,7 +3,8 @@
 //
 //   gates       [ceil(H / L)][depth][4][L]: i, f, g, o of L neighbouring units side by side, so
 //               that they meet in registers
-//   vectors     [ceil(N / L)][depth][L]: all other products
+//   vectors     [ceil(N / L)][depth][L]: all other products; V of these vectors side by side,
+//               [ceil(N / L / V)][depth][V][L], where the weights say so
 //
 // L is the number of lanes. Columns past the end are 0. A bfloat16 word holds two neighbours along
 // the depth in 32 bits, so one load and one operation give the vector of either; an odd depth is
@@ -20,7 +21,8 @@ constexpr int kGates = 4;
 // A policy of weights has
 //   Element   what they are multiplied with is held in
 //   Compute   the sums
-//   Word      the panel
+//   Word      the panel; kPack elements of the depth, which is padded to kDepthStep of them
+//   kVectors  vectors of a panel of vectors that lie side by side
 
 // Rows of a tile with four vectors a row, as many as fit the registers.
 #if defined(CTXFAST_AVX512)
@@ -40,8 +42,8 @@ struct PlainWeight {
   using Element = T;
   using Compute = T;
   using Word = T;
-  static constexpr int kPack = 1;
-  static constexpr bool kPlain = true, kScaled = false;
+  static constexpr int kPack = 1, kDepthStep = 1, kVectors = 1;
+  static constexpr bool kPlain = true, kScaled = false, kPacksInput = false;
 
   // sum[r][c] += sum_k a[r, k] b[k, c] over `words` words of the depth; a line of `ahead` a word.
   template <int kRows, int kColumns>
@@ -57,8 +59,8 @@ struct HalfWeight {
   using Element = float;
   using Compute = float;
   using Word = uint32_t;
-  static constexpr int kPack = 2;
-  static constexpr bool kPlain = false, kScaled = false;
+  static constexpr int kPack = 2, kDepthStep = 2, kVectors = 1;
+  static constexpr bool kPlain = false, kScaled = false, kPacksInput = true;
 
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const float* a, int64_t lda, const Word* b, int64_t ldb,
@@ -90,8 +92,8 @@ struct HalfPairWeight {
   using Element = bfloat16;
   using Compute = float;
   using Word = uint32_t;
-  static constexpr int kPack = 2;
-  static constexpr bool kPlain = false, kScaled = false;
+  static constexpr int kPack = 2, kDepthStep = 2, kVectors = 1;
+  static constexpr bool kPlain = false, kScaled = false, kPacksInput = true;
 
   template <int kRows, int kColumns>
   static CTXFAST_INLINE void multiply(const bfloat16* a, int64_t lda, const Word* b, int64_t ldb,
@@ -122,8 +124,8 @@ struct ByteWeight {
   using Element = float;
   using Compute = float;
   using Word = int8_t;
-  static constexpr int kPack = 1;
-  static constexpr bool kPlain = false, kScaled = true;
+  static constexpr int kPack = 1, kDepthStep = 1, kVectors = 1;
+  static constexpr bool kPlain = false, kScaled = true, kPacksInput = true;
 
   static CTXFAST_INLINE Vec<float> widen(const int8_t* p) {
 #if defined(CTXFAST_AVX512)
@@ -158,6 +160,9 @@ CTXFAST_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// Numbers are lifted by this power of two before they are split into bfloat16 for matrix tiles.
+constexpr float kLift = 0x1p24f;
+
 // Ordinary numbers are smaller than this; sums of products of two of them are finite.
 constexpr float kOrdinaryBound = 0x1p30f;
 
@@ -176,27 +181,61 @@ CTXFAST_INLINE bool all_ordinary(const S* values, int64_t count) {
 
 enum Panel { kStatePanel, kProjectionPanel, kInputPanel, kPanels };
 
+// A panel of vectors, `words` words of the depth.
+template <typename W>
+struct VectorsPanel {
+  static constexpr int64_t kLanesOfWord = kLanes<typename W::Compute>;
+  static constexpr int64_t kNextWord = W::kVectors * kLanesOfWord;
+
+  const typename W::Word* first;
+  int64_t words;
+
+  const typename W::Word* at(int64_t vector, int64_t word = 0) const {
+    const int64_t group = vector / W::kVectors, place = vector % W::kVectors;
+    return first + (group * words + word) * kNextWord + place * kLanesOfWord;
+  }
+  int64_t next_vector() const { return W::kVectors == 1 ? words * kLanesOfWord : kLanesOfWord; }
+};
+
+// The units whose gates are differentiated together, on the way back: what a chunk leaves stays in
+// the second cache level until it has been multiplied.
+struct UnitChunks {
+  int64_t size, count;
+
+  UnitChunks(int64_t hidden, int64_t multiple) {
+    const int64_t most = hidden > 512 ? 128 : 64;
+    count = (hidden + most - 1) / most;
+    size = round_up((hidden + count - 1) / count, multiple);
+    count = (hidden + size - 1) / size;
+  }
+  int64_t depth() const { return kGates * size; }  // of the product with a chunk's gates
+};
+
 // Panels behind a header. Forward: gates panel of weight_hh, vectors of weight_hr^T, gates panel of
 // weight_ih, which is left out of plain weights: a call reads it so few times that it arranges a
-// block at a time. Backward: vectors of weight_hh (depth 4H, P columns), vectors of weight_hr
-// (depth P, H columns), nothing of weight_ih.
+// block at a time. Backward: vectors of weight_hh (P columns; the depth is that of chunks of units
+// one after the other, the gates i, f, g, o of each), vectors of weight_hr (depth P, H columns),
+// nothing of weight_ih.
 template <typename W>
 struct PackedLayout {
   using T = typename W::Compute;
+  static constexpr int64_t kChunkMultiple = 16 * W::kVectors;
   int64_t words[kPanels], columns[kPanels];  // of the depth; columns padded to whole vectors
   int64_t panel[kPanels], scales[kPanels];   // byte offsets
   int64_t bytes;
+  UnitChunks chunks;
 
-  PackedLayout(int64_t inputs, int64_t hidden, int64_t features, bool projected, bool backward) {
-    const int64_t lanes = kLanes<T>;
-    const int64_t depth[kPanels] = {backward ? kGates * hidden : features,
+  PackedLayout(int64_t inputs, int64_t hidden, int64_t features, bool projected, bool backward)
+      : chunks(hidden, kChunkMultiple) {
+    const int64_t lanes = kLanes<T>, side = W::kVectors * lanes;
+    const int64_t depth[kPanels] = {backward ? chunks.count * chunks.depth() : features,
                                     backward ? features : hidden, inputs};
-    columns[kStatePanel] = backward ? round_up(features, lanes) : kGates * round_up(hidden, lanes);
-    columns[kProjectionPanel] = projected ? round_up(backward ? hidden : features, lanes) : 0;
-    columns[kInputPanel] = backward || W::kPlain ? 0 : kGates * round_up(hidden, lanes);
+    columns[kStatePanel] = backward ? round_up(features, side) : kGates * round_up(hidden, lanes);
+    columns[kProjectionPanel] = projected ? round_up(backward ? hidden : features, side) : 0;
+    columns[kInputPanel] = backward || !W::kPacksInput ? 0 : kGates * round_up(hidden, lanes);
     int64_t offset = 64;
     for (int k = 0; k < kPanels; ++k) {
-      words[k] = (depth[k] + W::kPack - 1) / W::kPack;
+      words[k] = round_up(depth[k], W::kDepthStep) / W::kPack;
       panel[k] = offset;
       offset = round_up(offset + words[k] * columns[k] * int64_t(sizeof(typename W::Word)), 64);
       scales[k] = offset;
@@ -215,6 +254,9 @@ struct PackedLayout {
   const T* scales_of(const void* packed, int k, int64_t column = 0) const {
     if (!W::kScaled) return nullptr;
     return reinterpret_cast<const T*>(static_cast<const char*>(packed) + scales[k]) + column;
+  }
+  VectorsPanel<W> vectors_of(const void* packed, int k) const {
+    return {words_of(packed, k), words[k]};
   }
 };
 
@@ -280,13 +322,13 @@ CTXFAST_INLINE void multiply_in_pieces(const typename W::Element* a, int64_t lda
 // in the first two cache levels.
 constexpr int64_t kDepthPiece = 512;
 
-// C [rows, `columns` vectors] = A [rows, depth] B, or += unless it begins; columns 4 or 1. The
-// vectors of B are next_column apart. A tile of rows asks for a vector of what is read next, those
-// being next_ahead apart.
+// C [rows, `columns` vectors] = A [rows, depth] B, or += unless it begins; columns 4 or 1. Words of
+// the depth of B are ldb apart, its vectors next_column. A tile of rows asks for a vector of what
+// is read next, those being next_ahead apart.
 template <typename W>
 CTXFAST_INLINE void multiply_depth(const typename W::Element* a, int64_t lda,
-                                   const typename W::Word* b, int64_t next_column, int64_t words,
-                                   const typename W::Word* ahead, int64_t next_ahead,
+                                   const typename W::Word* b, int64_t ldb, int64_t next_column,
+                                   int64_t words, const typename W::Word* ahead, int64_t next_ahead,
                                    typename W::Compute* c, int64_t ldc, int64_t rows, int columns,
                                    bool begins) {
   using T = typename W::Compute;
@@ -300,7 +342,7 @@ CTXFAST_INLINE void multiply_depth(const typename W::Element* a, int64_t lda,
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kColumns; ++v)
           sum[r][v] = begins ? Vec<T>{} : load(out + r * ldc + v * lanes);
-      multiply_in_pieces<W, kRows, kColumns>(a + row * lda, lda, b, lanes, next_column, words, sum,
+      multiply_in_pieces<W, kRows, kColumns>(a + row * lda, lda, b, ldb, next_column, words, sum,
                                              ahead + (tile < columns ? tile : 0) * next_ahead);
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kColumns; ++v) store(out + r * ldc + v * lanes, sum[r][v]);
@@ -313,24 +355,25 @@ CTXFAST_INLINE void multiply_depth(const typename W::Element* a, int64_t lda,
   });
 }
 
-// C [rows, vectors first .. last) = A [rows, depth] B, B a vectors panel of `words` words a
-// column. C has row stride ldc and starts at column 0 of the panel. The order of the additions of
-// one element is that of the depth, whatever the rows and the split of the columns.
+// C [rows, vectors first .. last) = A [rows, `words` words] B, which begins at a word of the depth
+// of a panel of vectors. C has row stride ldc and starts at vector `first`. The order of the
+// additions of one element is that of the depth, whatever the rows and the split of the columns.
 template <typename W>
 CTXFAST_INLINE void multiply_vectors(const typename W::Element* a, int64_t lda,
-                                     const typename W::Word* panel, int64_t words,
+                                     const VectorsPanel<W>& panel, int64_t word, int64_t words,
                                      typename W::Compute* c, int64_t ldc, int64_t rows,
                                      int64_t first, int64_t last) {
   const int64_t lanes = kLanes<typename W::Compute>, piece = kDepthPiece / W::kPack;
   for (int64_t vector = first; vector < last;) {
     const int columns = last - vector >= 4 ? 4 : 1;
-    const typename W::Word* column = panel + vector * words * lanes;
     for (int64_t k = 0; k < words; k += piece) {
       const int64_t part = words - k < piece ? words - k : piece;
       const typename W::Word* next =
-          k + piece < words ? column + (k + piece) * lanes : column + columns * words * lanes;
-      multiply_depth<W>(a + k * W::kPack, lda, column + k * lanes, words * lanes, part, next,
-                        words * lanes, c + vector * lanes, ldc, rows, columns, k == 0);
+          k + piece < words ? panel.at(vector, word + k + piece) : panel.at(vector + columns, word);
+      multiply_depth<W>(a + k * W::kPack, lda, panel.at(vector, word + k),
+                        VectorsPanel<W>::kNextWord, panel.next_vector(), part, next,
+                        panel.next_vector(), c + (vector - first) * lanes, ldc, rows, columns,
+                        k == 0);
     }
     vector += columns;
   }

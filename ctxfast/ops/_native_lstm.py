@@ -21,9 +21,10 @@ from ctxfast.ops._native import (
 )
 from ctxfast.ops._native_matrix_product import product, product_and_row_sums
 
-# Recurrent weights of a call that are packed in it for its steps. Larger ones are read where they lie, at up to twice
-# the time, so that no call needs room for a copy of the weights; training, which keeps far more, packs all.
-_PACKED_IN_CALLS = 8 << 20
+# Recurrent weights of a call that are packed in it for its steps. Larger ones are read where they lie, so that no call
+# needs room for a copy of them: a sentence of 20 steps is done sooner, a batch takes up to twice the time. Training,
+# which keeps far more, packs all.
+_PACKED_IN_CALLS = 4 << 20
 _WEIGHT_TYPES = {None: 0, torch.bfloat16: 1, torch.int8: 2}  # as in csrc/cpu/lstm.h
 
 
@@ -43,28 +44,25 @@ def _weight_type(dtype: torch.dtype, weight_dtype: torch.dtype | None) -> int:
 
 
 def pack(
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
     weight_dtype: torch.dtype | None = None,
-    *,
-    backward: bool = False,
 ) -> Tensor:
-    """The weights in the layout of the kernels, uint8, for the instruction set in use; backward needs no weight_ih."""
-    given = (None if x is None else _dense(x.detach()) for x in (weight_ih, weight_hh, weight_hr))
-    weight_ih, weight_hh, weight_hr = given  # type: ignore[assignment]
+    """The weights in the layout of the kernels, uint8, for the instruction set in use."""
+    weight_ih, weight_hh = _dense(weight_ih.detach()), _dense(weight_hh.detach())
+    weight_hr = None if weight_hr is None else _dense(weight_hr.detach())
     rows, features = weight_hh.shape
 
     def call(packed: int) -> int:
         found = _module().lstm_pack(
             _DTYPES[weight_hh.dtype],
             _weight_type(weight_hh.dtype, weight_dtype),
-            backward,
-            0 if weight_ih is None else weight_ih.shape[1],
+            weight_ih.shape[1],
             rows // 4,
             features,
             weight_hr is not None,
-            _address(weight_ih),
+            weight_ih.data_ptr(),
             weight_hh.data_ptr(),
             _address(weight_hr),
             packed,
@@ -129,6 +127,11 @@ def _part(x: Tensor, k: int) -> int:
 
 def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Kept:
     """The product with the input and the loop of every direction, in one call."""
+    # Who does without copies has less memory than time to spare: neither what operators before worked in is held
+    # through the call nor its own working space after it.
+    frugal = not save and all(d.packed is None for d in directions)
+    if frugal:
+        _module().release_scratch()
     kept = Kept.allocate(directions, sequences, save)
     for x in kept.tensors():
         _large(x)
@@ -136,12 +139,12 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
     weight_type = _weight_type(directions[0].input.dtype, sequences.weight_dtype)
     h0, c0 = _dense(sequences.h0), _dense(sequences.c0)
     mask = _optional(sequences.mask)
-    inputs = [_unit_stride(d.input) for d in directions]
+    inputs = [_dense(d.input) if save else _unit_stride(d.input) for d in directions]
     weights_ih = [_dense(d.weight_ih) for d in directions]
     biases = [_optional(d.bias) for d in directions]
     packed = [d.packed if _fits(d.packed, d, weight_type) else None for d in directions]
     recurrent = sum(_bytes(d.weight_hh) + _bytes(d.weight_hr) for d in directions)
-    if weight_type or save or recurrent <= _PACKED_IN_CALLS:
+    if not save and (weight_type or recurrent <= _PACKED_IN_CALLS):  # where it saves, csrc packs
         packed = [
             pack(d.weight_ih, d.weight_hh, d.weight_hr, sequences.weight_dtype) if x is None else x
             for x, d in zip(packed, directions, strict=True)
@@ -183,6 +186,8 @@ def forward(directions: list[Direction], sequences: Sequences, save: bool) -> Ke
         torch.get_num_threads(),
     )
     _check("lstm", status)
+    if frugal:
+        _module().release_scratch()
     return kept
 
 
@@ -210,13 +215,13 @@ def backward(
         for d in directions
     ]
     dh0, dc0 = like.new_empty(sequences.h0.shape), c0.new_empty(c0.shape)
-    packed = [pack(None, d.weight_hh, d.weight_hr, backward=True) for d in directions]
+    weights = [(_dense(d.weight_hh), _optional(d.weight_hr)) for d in directions]
     ways = [
         (
             grad_output[..., k * features :].data_ptr(),
             _part(grad_h, k),
             _part(grad_c, k),
-            packed[k].data_ptr(),
+            *map(_address, weights[k]),
             _part(c0, k),
             0 if mask is None else _part(mask, k),
             *(_part(x, k) for x in saved),

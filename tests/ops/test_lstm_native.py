@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
+from ctxfast.benchmarks import memory
 from ctxfast.ops import _native, _native_lstm
 from tests.ops.implementations import only
 from tests.ops.lstm_cases import assert_like_float64, call, results_and_gradients, tensors
@@ -67,6 +68,21 @@ def test_plain_weights_give_the_bits_of_packed_ones(isa, sizes, dtype, monkeypat
     )
 
 
+@pytest.mark.skipif(not memory.available(), reason="needs /proc/self/clear_refs")
+@pytest.mark.parametrize("saves", [False, True])
+def test_working_space_is_held_for_the_next_call_of_packed_weights_and_of_training_alone(saves):
+    torch.set_num_threads(1)
+    given = tensors(128, 1, 16, 4096, 16)
+    space = 4 * 128 * 4 * 4096  # at least: what the input contributes to the gates
+    packed = ops.pack_lstm(*(given[f"weight_{name}"] for name in ("ih", "hh", "hr")))
+    with only("native"), torch.inference_mode():
+        call(ops.lstm, given, packed=packed)
+    held = memory.resident("VmRSS")
+    with only("native"), torch.set_grad_enabled(saves):
+        call(ops.lstm, given | {"bias": given["bias"].requires_grad_()})
+    assert (held - memory.resident("VmRSS") > space) is not saves
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 64])
 @pytest.mark.parametrize("batch", [1, 3, 8, 9])
 def test_lengths_with_ties_zero_and_one(batch, steps):
@@ -95,15 +111,14 @@ def kept(given, **options):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_active_clips(reverse):
-    given = tensors(6, 9, 8, 40, 16, scale=2.0)
-    options = {"cell_clip": 1.0, "proj_clip": 0.8}
-    _, cells, projected = kept(given, **options)
-    for values, bound in ((cells, 1.0), (projected, 0.8)):
+    given = tensors(6, 9, 8, 40, 16)
+    _, cells, projected = kept(given, **CLIPS)
+    for values, bound in zip((cells, projected), CLIPS.values(), strict=True):
         assert 0.05 < (values.abs() > bound).float().mean() < 0.95
-    assert_like_float64(given, reverse=reverse, **options)
-    free = call(ops.lstm, given)
-    clipped = call(ops.lstm, given, **options)
-    assert clipped[2].abs().max() == 1.0 and free[2].abs().max() > 1.0
+    assert_like_float64(given, reverse=reverse, **CLIPS)
+    free, clipped = call(ops.lstm, given)[2], call(ops.lstm, given, **CLIPS)[2]
+    clip = torch.tensor(CLIPS["cell_clip"])
+    assert clipped.abs().max() == clip and free.abs().max() > clip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
