@@ -1,8 +1,7 @@
 // The float linear layer of linear.cpp on matrix tiles, by the digits of amx_digits.h, where many
 // rows meet a packed weight. Before rows become digits each of their features is multiplied, and
-// the same feature of the weight divided, by a power of two that is stored with the panels: what a
-// row's largest element is then measured by is what an element contributes to results, not the unit
-// it was given in.
+// the same feature of the weight divided, by a power of two that is stored behind the panels: an
+// element is then rounded by what it contributes to results, not by the units it was given in.
 //
 // A thread packs a chunk of the rows for its second cache level, a piece of the depth at a time,
 // and one half of a panel after another meets it, from the first level. Tiles leave the vector

@@ -1,14 +1,17 @@
 // Float operands of matrix tiles as integers (Ozaki, Ogita, Oishi and Rump, "Error-free
-// transformations of matrix multiplication", 2012; on units for integers Ootomo, Ozaki and Yokota,
-// "DGEMM on integer matrix multiplication unit", 2024). A row of the left operand and a column of
-// the right one each count in a power of two, so small that their largest element takes 24 bits;
-// other elements are rounded to whole ones. Tiles multiply bytes twice as fast as bfloat16:
+// transformations of matrix multiplication", 2012; on tensor cores Ootomo, Ozaki and Yokota, "DGEMM
+// on integer matrix multiplication unit", 2024). A row of the left operand and a column of the
+// right one each count in a unit so small that their largest element takes 24 bits; others are
+// rounded to whole units:
 //
 //   x = unit (2^16 d0 + 2^8 d1 + d2)    three signed digits of 8 bits
 //
-// and of the nine products of digits all but the smallest is summed, exactly, products of one
-// weight together. What is lost is what rounding an operand to 24 bits below its largest element
-// loses: as much as float sums of that many terms do.
+// Tiles multiply bytes twice as fast as bfloat16. Of the nine products of digits all but the
+// smallest is summed, exactly, those of one weight together: eight at twice the rate, where parts
+// (amx_pack.h) take six. What is lost is half a unit of each element, less than float sums of as
+// many terms lose as long as no element is much larger than the rest. Those of a row that are
+// (activations of transformers have such features: Dettmers et al., "LLM.int8()", 2022) are
+// multiplied in float.
 //
 // A block is 16 rows or 16 columns; a step is 64 along the depth. The four bytes of a word are
 // elements that lie 16 apart along the depth: packing needs no permutation then, and a sum does not

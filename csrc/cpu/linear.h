@@ -16,9 +16,9 @@ struct LinearArgs {
   Dtype dtype;        // float or bfloat16, of everything; depth is even in bfloat16
   const void* input;  // [rows, depth]
   int64_t input_stride;
-  // weight as [ceil(columns / 32)][depth][32], padded with 0, and behind it two rows of powers of
-  // two for amx_digits.h: [depth] what features are multiplied by, the first one NaN where the
-  // weight does not fit digits, and [ceil(columns / 32)][32] units of columns. In bfloat16
+  // weight as [ceil(columns / 32)][depth][32], padded with 0, and behind it, for amx_digits.h,
+  // [depth] powers of two that features are multiplied by, the first one NaN where the weight has
+  // no digits, and [ceil(columns / 32)][32] units of columns. In bfloat16
   // [ceil(columns / 32)][depth / 2][32][2]. Or nullptr.
   const void* panels;
   const void* weight;    // [columns, depth], contiguous: read where there are no panels

@@ -65,10 +65,10 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def _units(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Powers of two for csrc/cpu/amx_digits.h: what features are multiplied by, [K], and the units of rows, [N].
+    """For csrc/cpu/amx_digits.h: powers of two that features are multiplied by, [K], and units of rows, [N].
 
-    Features of about the same weight are multiplied by the same power of 16. Where the weight does not fit digits,
-    the first of them is NaN.
+    Features of the weight are brought to one size, those of the input by as much the other way: what digits round
+    then has the size of what it contributes to results. The first power is NaN where the weight has no digits.
     """
     size = weight.square().mean(0).sqrt().log2()
     known = size[size.isfinite()]
