@@ -38,7 +38,7 @@ def pack_refuses(dtype: torch.dtype, depth: int) -> str | None:
 def pack(weight: Tensor) -> Tensor:
     """weight [N, K] as panels of 32 rows, padded with 0: in the order in which it is read.
 
-    In float32 flat, [ceil(N / 32) * K * 32 + K + ceil(N / 32) * 32]: panels [K, 32] and behind them what `_units` gives.
+    In float32 flat, [ceil(N / 32) * (K + 1) * 32 + K]: panels [K, 32] and behind them what `_units` gives.
     In bfloat16 [ceil(N / 32), K / 2, 32, 2]: a processor that multiplies it takes neighbours along K in pairs.
     """
     rows, depth = weight.shape
