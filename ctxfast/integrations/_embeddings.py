@@ -17,12 +17,12 @@ from ctxfast.integrations._layer import require_norm
 from ctxfast.integrations._plan import Plan
 from ctxfast.integrations._stock import (
     NotStock,
-    parameter_of,
     require_class,
     require_dropout,
     require_parameters,
     require_plain,
 )
+from ctxfast.nn.fusion import parameter_of
 
 
 @dataclass(frozen=True)
