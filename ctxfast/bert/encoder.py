@@ -313,7 +313,7 @@ class BertEncoder(PackOwner):
                 attentions.append(weights.to(dtype))
         if selection is not None and (last is None or last < 0):
             hidden = selection.take(hidden)
-        return hidden.to(dtype), states, attentions
+        return hidden if hidden.dtype == dtype else hidden.to(dtype), states, attentions
 
     def _fused(
         self, hidden: Tensor, plan: AttentionPlan, layers: list[nn.Module]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctxfast.bert.configuration import BertConfig
 from ctxfast.ops import _dispatch
+from ctxfast.ops._native_mask import all_set
 from ctxfast.packed import PackedBatch, bucket_length
 
 # Each new row count costs the GEMM library about a millisecond a layer shape, so counts are rounded up.
@@ -171,7 +172,7 @@ def _layout(
         )
     if mask.device != device:
         raise ValueError(f"BertModel: attention_mask must be on {device}, got {mask.device}")
-    if device.type == "cpu" and bool(mask.all()):
+    if device.type == "cpu" and all_set(mask):
         return dense_batch(batch_size, seq_len, device)
     return PackedBatch.from_mask(mask)
 
