@@ -34,6 +34,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_encoder_layer(m);
   bind_linear(m);
   bind_lstm(m);
+  bind_mask(m);
   bind_matrix_product(m);
 }
 

@@ -26,6 +26,7 @@ void bind_encoder_layer(py::module_& m);
 void bind_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_lstm(py::module_& m);
+void bind_mask(py::module_& m);
 void bind_matrix_product(py::module_& m);
 
 }  // namespace ctxfast

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "bindings.h"
+#include "tensor_view.h"
 
 namespace ctxfast {
 namespace {
@@ -84,40 +84,20 @@ bool same_items(const py::tuple& dictionaries, const py::tuple& items) {
   return next == PyTuple_GET_SIZE(items.ptr());
 }
 
-// The table of functions that DLPack 1.3 has a framework publish (https://dmlc.github.io/dlpack),
-// cut down to what describes a tensor that stays the caller's.
-struct TensorView {
-  void* data;
-  int32_t device_type, device;
-  int32_t dimensions;
-  uint32_t dtype;
-  int64_t* shape;
-  int64_t* strides;
-  uint64_t byte_offset;
-};
-struct ExchangeTable {
-  uint32_t major, minor;
-  void* older;
-  void *allocate, *give, *take;
-  int (*view)(void* tensor, TensorView* result);
-};
-constexpr uint32_t kDlpackMajor = 1;
 constexpr int32_t kMostDimensions = 4;
 
 // Address, device, dtype, shape and strides of torch tensors, and the versions of some.
 // table: the capsule of torch.Tensor. None where it, or a tensor, cannot be read in this way.
 py::object tensor_states(const py::tuple& tensors, const py::tuple& versioned,
                          const py::capsule& table) {
-  const auto* torch = table.get_pointer<ExchangeTable>();
-  if (torch->major != kDlpackMajor || torch->view == nullptr) return py::none();
+  const TensorReader reader(table);
+  if (!reader.usable()) return py::none();
   prefetch(tensors);
   const size_t most = sizeof(TensorView) + 2 * kMostDimensions * sizeof(int64_t);
   Writer writer(tensors.size() * most + versioned.size() * sizeof(int64_t));
   for (const py::handle& tensor : tensors) {
     TensorView view;
-    const bool failed = torch->view(tensor.ptr(), &view) != 0;
-    if (failed) PyErr_Clear();
-    if (failed || view.dimensions > kMostDimensions) return py::none();
+    if (!reader.read(tensor, &view) || view.dimensions > kMostDimensions) return py::none();
     writer.add(&view, offsetof(TensorView, shape));
     writer.add(view.byte_offset);
     for (int32_t k = 0; k < view.dimensions; ++k) {

@@ -34,6 +34,7 @@ class PackedBatch:
     sequence_ids: int64 [T]; b, or B beyond the last token
     positions:    int64 [T]; 0, 1, 2, ... inside each sequence
     dense:        True where it is known that there is no padding: then packing is a view
+    exact:        True where it is known that no row lies beyond the last token
     """
 
     cu_seqlens: Tensor
@@ -44,6 +45,7 @@ class PackedBatch:
     batch_size: int
     seq_len: int
     dense: bool = False
+    exact: bool = False
 
     @property
     def total(self) -> int:
@@ -75,8 +77,9 @@ class PackedBatch:
             _require_capacity(cu_seqlens[-1], capacity)
             indices = flat.nonzero_static(size=capacity, fill_value=batch_size * seq_len).squeeze(1)
             longest, dense = seq_len, False
+        exact = capacity is None
         return cls._from_indices(
-            cu_seqlens, bucket_length(longest), indices, batch_size, seq_len, dense
+            cu_seqlens, bucket_length(longest), indices, batch_size, seq_len, dense, exact
         )
 
     @classmethod
@@ -116,9 +119,10 @@ class PackedBatch:
             indices = torch.nn.functional.pad(
                 indices, (0, capacity - total), value=host.numel() * width
             )
-        dense = capacity is None and total == host.numel() * width
+        exact = capacity is None
+        dense = exact and total == host.numel() * width
         packed = cls._from_indices(
-            cu_seqlens, bucket_length(longest), indices, host.numel(), width, dense
+            cu_seqlens, bucket_length(longest), indices, host.numel(), width, dense, exact
         )
         return packed if device is None else packed.to(device)
 
@@ -131,13 +135,13 @@ class PackedBatch:
         batch_size: int,
         seq_len: int,
         dense: bool,
+        exact: bool,
     ) -> PackedBatch:
         sequence_ids = indices // seq_len if seq_len else indices
         rows = torch.arange(indices.shape[0], device=indices.device)
         positions = rows - cu_seqlens.long()[sequence_ids]
-        return cls(
-            cu_seqlens, max_seqlen, indices, sequence_ids, positions, batch_size, seq_len, dense
-        )
+        tensors = (indices, sequence_ids, positions)
+        return cls(cu_seqlens, max_seqlen, *tensors, batch_size, seq_len, dense, exact)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same layout on another device."""
@@ -154,6 +158,7 @@ class PackedBatch:
             self.batch_size,
             self.seq_len,
             self.dense,
+            self.exact,
         )
 
     def pack(self, x: Tensor) -> Tensor:
@@ -165,9 +170,11 @@ class PackedBatch:
         flat = x.flatten(0, 1)
         if self.dense:
             return flat
-        beyond = self.indices >= flat.shape[0]
         if flat.shape[0] == 0:
             return flat.new_zeros((self.total, *flat.shape[1:]))
+        if self.exact:
+            return flat.index_select(0, self.indices)
+        beyond = self.indices >= flat.shape[0]
         rows = flat.index_select(0, self.indices.clamp(max=flat.shape[0] - 1))
         return rows.masked_fill(beyond.view(-1, *(1,) * (rows.dim() - 1)), 0)
 
@@ -184,7 +191,8 @@ class PackedBatch:
         padded = x.new_zeros(
             (grid + 1, *x.shape[1:])
         )  # the last row takes what lies beyond the last token
-        return padded.index_copy(0, self.indices, x)[:grid].view(shape)
+        padded[self.indices] = x
+        return padded[:grid].view(shape)
 
 
 def _require_capacity(total: Tensor, capacity: int) -> None:
@@ -201,15 +209,13 @@ def _require_capacity(total: Tensor, capacity: int) -> None:
 
 def _flatten(batch: PackedBatch):
     tensors = [batch.cu_seqlens, batch.indices, batch.sequence_ids, batch.positions]
-    return tensors, (batch.max_seqlen, batch.batch_size, batch.seq_len, batch.dense)
+    return tensors, (batch.max_seqlen, batch.batch_size, batch.seq_len, batch.dense, batch.exact)
 
 
 def _unflatten(tensors, context) -> PackedBatch:
     cu_seqlens, indices, sequence_ids, positions = tensors
-    max_seqlen, batch_size, seq_len, dense = context
-    return PackedBatch(
-        cu_seqlens, max_seqlen, indices, sequence_ids, positions, batch_size, seq_len, dense
-    )
+    max_seqlen, *grid = context
+    return PackedBatch(cu_seqlens, max_seqlen, indices, sequence_ids, positions, *grid)
 
 
 _pytree.register_pytree_node(

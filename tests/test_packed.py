@@ -57,6 +57,16 @@ def test_gradients_reach_tokens_only():
     assert torch.equal(x.grad, 2 * mask[..., None].expand(2, 4, 3).float())
 
 
+def test_transforms_reach_tokens_only():
+    batch = PackedBatch.from_lengths([2, 0, 3], 4)
+    x = torch.randn(6, 5, 2)
+    padded = torch.func.vmap(batch.pad)(x)
+    assert torch.equal(padded, torch.stack([batch.pad(sample) for sample in x]))
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        derivative = jacobian(lambda x: batch.pack(batch.pad(x)))(x[0]).view(10, 10)
+        assert torch.equal(derivative, torch.eye(10))
+
+
 def test_capacity_mode_compiles_without_a_break():
     def roundtrip(x, mask):
         batch = PackedBatch.from_mask(mask, capacity=8)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ctxfast import ops, reference
 from ctxfast.bert.configuration import BertConfig
 from ctxfast.bert.inputs import PackedInputs, coordinates
+from ctxfast.nn.fusion import parameter_of, submodules
 
 
 class BertEmbeddings(nn.Module):
@@ -24,28 +25,31 @@ class BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, inputs: PackedInputs) -> Tensor:
-        norm = self.LayerNorm
-        tables = self.token_type_embeddings.weight, self.position_embeddings.weight
+        parts = submodules(self)
+        norm = parts["LayerNorm"]
+        weight, bias = parameter_of(norm, "weight"), parameter_of(norm, "bias")
+        names = ("word_embeddings", "token_type_embeddings", "position_embeddings")
+        tables = [parameter_of(parts[name], "weight") for name in names]
         if inputs.input_ids is not None:
             x = ops.embed_layer_norm(
                 inputs.input_ids,
                 inputs.token_type_ids,
                 inputs.position_ids,
-                self.word_embeddings.weight,
                 *tables,
-                norm.weight,
-                norm.bias,
+                weight,
+                bias,
                 norm.eps,
-                padding_idx=self.word_embeddings.padding_idx,
+                padding_idx=parts["word_embeddings"].padding_idx,
             )
         else:
             assert inputs.inputs_embeds is not None
-            x = inputs.inputs_embeds + _lookup("token_type_ids", inputs.token_type_ids, tables[0])
-            x = x + _lookup("position_ids", inputs.position_ids, tables[1])
-            x = ops.add_layer_norm(x, None, norm.weight, norm.bias, norm.eps)
-        if not self.dropout.training or self.dropout.p == 0.0:
+            x = inputs.inputs_embeds + _lookup("token_type_ids", inputs.token_type_ids, tables[1])
+            x = x + _lookup("position_ids", inputs.position_ids, tables[2])
+            x = ops.add_layer_norm(x, None, weight, bias, norm.eps)
+        drop = parts["dropout"]
+        if not drop.training or drop.p == 0.0:
             return x
-        return dropout(x, self.dropout.p, *coordinates(inputs.batch, x.shape[0]))
+        return dropout(x, drop.p, *coordinates(inputs.batch, x.shape[0]))
 
 
 def _embedding(rows: int, size: int, padding_idx: int | None = None) -> nn.Embedding:

@@ -8,7 +8,6 @@ Modules and parameters have the names of transformers, so that checkpoints load 
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from ctxfast.nn.encoder_layer import (
     fuse_layer,
     stack_layers,
 )
-from ctxfast.nn.fusion import is_stock
+from ctxfast.nn.fusion import is_stock, submodules
 from ctxfast.nn.packed_linear import (
     PackedLinear,
     PackedModule,
@@ -42,11 +41,6 @@ from ctxfast.nn.packed_linear import (
     stacked_linear,
     takes_any_rows,
 )
-
-
-def submodules(module: nn.Module) -> dict[str, Any]:
-    """The submodules by name; as attributes of a module they cost ten times as much, twenty times a layer."""
-    return module._modules
 
 
 def _rate(dropout: nn.Dropout) -> float:
@@ -265,7 +259,12 @@ class BertEncoder(PackOwner):
         return {**self.__dict__, "_stack": None}
 
     def takes_any_rows(self) -> bool:
-        """Whether the packed weights of a call that begins now serve every number of rows alike."""
+        """Whether the packed weights of a call that begins now serve every number of rows alike.
+
+        The stack of an earlier call answers for this one: what could make it wrong costs time alone.
+        """
+        if self._stack is not None and not torch.is_grad_enabled():
+            return True
         if not len(self.layer):
             return True
         attention: Any = self.layer[0].attention.self  # type: ignore[union-attr]
@@ -290,19 +289,19 @@ class BertEncoder(PackOwner):
         """
         dtype, attentions = hidden.dtype, []
         states = [hidden] if output_hidden_states else []
-        layers: Any = self.layer
-        if len(layers) and computes_in(layers[0].attention.self, "bfloat16", hidden):
+        layers: Any = list(submodules(self.layer).values())
+        if layers and computes_in(layers[0].attention.self, "bfloat16", hidden):
             hidden = hidden.bfloat16()  # what the layers pass on to each other and add up
         everything = output_hidden_states or plan.output_attentions
-        last = None if selection is None or everything else len(self.layer) - 1
-        fused = self._fused(hidden, plan, len(self.layer) if last is None else last)
+        last = None if selection is None or everything else len(layers) - 1
+        fused = self._fused(hidden, plan, layers[:last])
         if fused:
             run = EncoderRun(plan.batch.cu_seqlens, plan.batch.max_seqlen)
             for part in [[layer] for layer in fused] if output_hidden_states else [fused]:
                 hidden = run.stack(part, hidden)
                 if output_hidden_states:
                     states.append(hidden.to(dtype))
-        for number, layer in islice(enumerate(self.layer), len(fused), None):
+        for number, layer in enumerate(layers[len(fused) :], len(fused)):
             arguments = (hidden, plan, selection) if number == last else (hidden, plan)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 hidden, weights = checkpoint(layer, *arguments, use_reentrant=False)
@@ -314,21 +313,22 @@ class BertEncoder(PackOwner):
                 attentions.append(weights.to(dtype))
         if selection is not None and (last is None or last < 0):
             hidden = selection.take(hidden)
-        return hidden.to(dtype), states, attentions
+        return hidden if hidden.dtype == dtype else hidden.to(dtype), states, attentions
 
-    def _fused(self, hidden: Tensor, plan: AttentionPlan, count: int) -> list[EncoderLayer]:
-        """The first `count` layers as native calls, or nothing where one of them has to be called by its parts."""
+    def _fused(
+        self, hidden: Tensor, plan: AttentionPlan, layers: list[nn.Module]
+    ) -> list[EncoderLayer]:
+        """The first layers, or all, as native calls; nothing where one of them has to be called by its parts."""
         if torch.is_grad_enabled():
             self._stack = None
-        if plan.output_attentions or plan.attn_mask is not None or count < 1:
+        if plan.output_attentions or plan.attn_mask is not None or not layers:
             return []
-        first: Any = self.layer[0].attention.self  # type: ignore[union-attr]
+        first: Any = layers[0].attention.self  # type: ignore[union-attr]
         serves = encoder_layer_serves(hidden, first.num_attention_heads)
         if not (serves and packed_copies_serve(hidden)):
             return []
-        modules = list(islice(self.layer, count))
         stack = self._stack
-        if stack is None or stack.dtype != hidden.dtype or not stack.snapshot.matches(modules):
-            fused = (m.fused(hidden) if type(m) is BertLayer else None for m in modules)
-            self._stack = stack = stack_layers(modules, fused, hidden.dtype)
+        if stack is None or stack.dtype != hidden.dtype or not stack.snapshot.matches(layers):
+            fused = (m.fused(hidden) if type(m) is BertLayer else None for m in layers)
+            self._stack = stack = stack_layers(layers, fused, hidden.dtype)
         return [] if stack is None else stack.layers

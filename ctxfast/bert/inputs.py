@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxfast.bert.configuration import BertConfig
+from ctxfast.ops import _dispatch
+from ctxfast.ops._native_mask import all_set
 from ctxfast.packed import PackedBatch, bucket_length
 
 # Each new row count costs the GEMM library about a millisecond a layer shape, so counts are rounded up.
 ROW_MULTIPLE = 16
+# Layouts of grids with up to so many tokens are kept: of 64 grids at most, which is 2 MB.
+_MOST_KEPT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,12 @@ def pack_inputs(
     batch = _layout(attention_mask, batch_size, seq_len, given.device)
     types = _grid("token_type_ids", token_type_ids, given)
     positions = _grid("position_ids", position_ids, given)
-    if positions is None:
-        packed_positions = batch.indices % seq_len if seq_len else batch.indices
-    else:
+    if positions is not None:
         packed_positions = batch.pack(positions)
+    elif batch.dense:
+        packed_positions = batch.positions
+    else:
+        packed_positions = batch.indices % seq_len if seq_len else batch.indices
     return PackedInputs(
         batch,
         None if input_ids is None else batch.pack(_ids("input_ids", input_ids)),
@@ -165,13 +172,30 @@ def _layout(
         )
     if mask.device != device:
         raise ValueError(f"BertModel: attention_mask must be on {device}, got {mask.device}")
-    if device.type == "cpu" and bool(mask.all()):
+    if device.type == "cpu" and all_set(mask):
         return dense_batch(batch_size, seq_len, device)
     return PackedBatch.from_mask(mask)
 
 
 def dense_batch(batch_size: int, seq_len: int, device: torch.device) -> PackedBatch:
     """The layout of a grid without padding."""
+    if (
+        device.type == "cpu"
+        and type(batch_size) is type(seq_len) is int  # not the symbol of a graph
+        and batch_size * seq_len <= _MOST_KEPT_TOKENS
+        and _dispatch.parts_unseen("cpu")
+    ):
+        return _kept_dense_batch(batch_size, seq_len)
+    return _dense_batch(batch_size, seq_len, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_dense_batch(batch_size: int, seq_len: int) -> PackedBatch:
+    with torch.inference_mode(False):
+        return _dense_batch(batch_size, seq_len, torch.device("cpu"))
+
+
+def _dense_batch(batch_size: int, seq_len: int, device: torch.device) -> PackedBatch:
     total = batch_size * seq_len
     indices = torch.arange(total, device=device)
     starts = torch.arange(batch_size + 1, device=device, dtype=torch.int32) * seq_len

@@ -15,6 +15,7 @@ from ctxfast.bert.inputs import PackedInputs, pack_inputs, packed_inputs, round_
 from ctxfast.bert.outputs import BaseModelOutputWithPooling
 from ctxfast.bert.pretrained import BertPreTrainedModel
 from ctxfast.bert.selection import Selection
+from ctxfast.nn.fusion import submodules
 from ctxfast.nn.packed_linear import PackedLinear, linear, set_packing
 from ctxfast.packed import PackedBatch
 
@@ -163,19 +164,23 @@ class BertModel(BertPreTrainedModel):
             output_hidden_states = config.output_hidden_states
         if output_attentions is None:
             output_attentions = config.output_attentions
-        self.last_padding = inputs.padding
+        self.__dict__["last_padding"] = inputs.padding  # without nn.Module's own look at the value
         batch = inputs.batch
         rows = batch if selection is None else selection.batch
-        if not (batch.total and self.encoder.takes_any_rows()):
+        parts = submodules(self)
+        encoder = parts["encoder"]
+        if not (batch.total and encoder.takes_any_rows()):
             inputs = round_rows(inputs)
-        last, hidden, attentions = self.encoder(
-            self.embeddings(inputs),
+        last, hidden, attentions = encoder(
+            parts["embeddings"](inputs),
             AttentionPlan.of(inputs, output_attentions),
             output_hidden_states,
             selection,
         )
         hidden = [state[: batch.total] for state in hidden]
-        return PackedStates(batch, rows, last[: rows.total], hidden, attentions)
+        if last.shape[0] != rows.total:
+            last = last[: rows.total]
+        return PackedStates(batch, rows, last, hidden, attentions)
 
     def pool(self, states: PackedStates) -> Tensor | None:
         """[B, H] of the first tokens, which must be among the rows; None without a pooling layer."""

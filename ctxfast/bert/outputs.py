@@ -25,9 +25,9 @@ class ModelOutput(dict[str, Any]):
         cls.fields = (*dict.fromkeys(inherited), *own)
 
     def __init__(self, **values: Any) -> None:
-        unknown = sorted(set(values) - set(self.fields))
+        unknown = values.keys() - self.fields
         if unknown:
-            raise TypeError(f"{type(self).__name__}: unknown field {', '.join(unknown)}")
+            raise TypeError(f"{type(self).__name__}: unknown field {', '.join(sorted(unknown))}")
         super().__init__(
             {name: values[name] for name in self.fields if values.get(name) is not None}
         )

@@ -17,12 +17,12 @@ from ctxfast.integrations._layer import require_norm
 from ctxfast.integrations._plan import Plan
 from ctxfast.integrations._stock import (
     NotStock,
-    parameter_of,
     require_class,
     require_dropout,
     require_parameters,
     require_plain,
 )
+from ctxfast.nn.fusion import parameter_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class Embeddings:
             return given.expand(size)
         columns = self.module._buffers.get("position_ids")
         if family.positions == "grid" and columns is not None and columns.shape[1] >= size[1]:
-            return columns[:, : size[1]].expand(size)
+            columns = columns[:, : size[1]]
+            return columns if size[0] == 1 else columns.expand(size)
         device = (ids if embeds is None else embeds).device  # type: ignore[union-attr]
         columns = torch.arange(size[1], device=device)
         if family.positions == "grid":

@@ -96,12 +96,13 @@ def refuses(model: Any, state: State, call: dict[str, Any]) -> str | None:
         if call.get(name) is not None:
             return f"{name} is given"
     config = model.config
-    if getattr(config, "is_decoder", False):
+    if _setting(config, "is_decoder"):
         return "the model is a decoder"
     if _wanted(model, call, "is_causal"):
         return "the attention is causal"
-    if config._attn_implementation not in _ATTENTIONS:
-        return f"the attention implementation is {config._attn_implementation!r}"
+    attention = _setting(config, "_attn_implementation")
+    if attention not in _ATTENTIONS:
+        return f"the attention implementation is {attention!r}"
     ids, embeds, mask = (
         call.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask")
     )
@@ -126,7 +127,15 @@ def refuses(model: Any, state: State, call: dict[str, Any]) -> str | None:
 def _wanted(model: Any, call: dict[str, Any], name: str) -> Any:
     """An output flag: the argument, else the configuration's."""
     value = call.get(name)
-    return getattr(model.config, name, False) if value is None else value
+    return _setting(model.config, name) if value is None else value
+
+
+def _setting(config: Any, name: str) -> Any:
+    """config.name, False where there is none; past the look for aliases, in Python, which none of these names has."""
+    try:
+        return object.__getattribute__(config, name)
+    except AttributeError:
+        return getattr(config, name, False)
 
 
 class _Run:
@@ -154,7 +163,7 @@ class _Run:
             padded = not contiguous(batch)
         self.plan = Plan(
             batch,
-            row_count(batch.total, model, state.options.dtype, state.options.quantization),
+            self._row_count(batch.total),
             mask if four else None,
             keys,
             padded=padded,
@@ -163,13 +172,21 @@ class _Run:
         self.mask = mask
         self.selection: Selection | None = None
 
+    def _row_count(self, total: int) -> int:
+        """T: any number of rows will do for the packed weights that served an earlier call."""
+        if total and self.state.stack is not None and not torch.is_grad_enabled():
+            return total
+        options = self.state.options
+        return row_count(total, self.model, options.dtype, options.quantization)
+
     def output(self) -> Any:
         states, weights = self._states()
         plan, batch = self.plan, self.plan.batch
         if self.selection is not None:
             leading = last = first_column(self.selection, states[-1]).to(self.dtype)
         else:
-            last = plan.pad(states[-1]).to(self.dtype)
+            last = plan.pad(states[-1])
+            last = last if last.dtype == self.dtype else last.to(self.dtype)
             leading = self._leading(last)
         hidden: list[Tensor | None] | None = None
         if self.selected:
@@ -194,7 +211,8 @@ class _Run:
         else:
             hidden = found.embeddings(found.family, self.call, plan)
         self.dtype = hidden.dtype
-        hidden = hidden.to(state.options.dtype or hidden.dtype)
+        if state.options.dtype not in (None, hidden.dtype):
+            hidden = hidden.to(state.options.dtype)
         if found.projection is not None:
             hidden = state.weights.linear(found.projection, hidden)
         if found.family.relative_bias:
@@ -296,6 +314,8 @@ class _Run:
         """last [B, S, H], with each sequence's first token in column 0."""
         batch = self.plan.batch
         if batch.dense or batch.total == 0:
+            return last
+        if last.device.type == "cpu" and bool(self.mask[:, 0].all()):
             return last
         starts = batch.cu_seqlens[:-1]
         first = batch.indices.index_select(0, starts.clamp(max=batch.total - 1))

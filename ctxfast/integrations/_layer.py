@@ -18,7 +18,6 @@ from ctxfast.integrations._plan import Plan
 from ctxfast.integrations._stock import (
     NotStock,
     is_adapter,
-    parameter_of,
     require_class,
     require_dropout,
     require_parameters,
@@ -26,6 +25,7 @@ from ctxfast.integrations._stock import (
 )
 from ctxfast.integrations._weights import PackedWeights
 from ctxfast.nn.encoder_layer import FusedLayer, fuse_layer
+from ctxfast.nn.fusion import parameter_of
 
 # transformers' activation modules, by what they compute.
 _EPILOGUES = {

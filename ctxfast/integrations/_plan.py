@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ctxfast import ops
 from ctxfast.bert.inputs import ROW_MULTIPLE, dense_batch
 from ctxfast.nn.packed_linear import takes_any_rows
+from ctxfast.ops._native_mask import all_set
 from ctxfast.packed import PackedBatch
 
 
@@ -125,7 +126,8 @@ class Plan:
 
     def pad(self, x: Tensor) -> Tensor:
         """[T, ...] -> [B, S, ...], zero in padding."""
-        return self.batch.pad(x[: self.batch.total])
+        total = self.batch.total
+        return self.batch.pad(x if x.shape[0] == total else x[:total])
 
     def coordinates(self) -> tuple[Tensor, Tensor]:
         """sequence_ids and positions of every row, where dropout draws."""
@@ -156,7 +158,7 @@ def row_count(
 def layout(mask: Tensor | None, size: torch.Size, device: torch.device, unpad: bool) -> PackedBatch:
     """The layout of a [B, S] grid under a mask [B, S], None where every position counts."""
     batch_size, seq_len = size
-    if mask is None or not unpad or (device.type == "cpu" and bool((mask != 0).all())):
+    if mask is None or not unpad or (device.type == "cpu" and all_set(mask)):
         return dense_batch(batch_size, seq_len, device)
     return PackedBatch.from_mask(mask)
 

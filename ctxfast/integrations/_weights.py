@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ctxfast import ops
-from ctxfast.integrations._stock import parameter_of
 from ctxfast.nn import packed_linear
+from ctxfast.nn.fusion import parameter_of
 from ctxfast.nn.packed_copy import PackedCopy
 from ctxfast.nn.packed_linear import PackedModule
 

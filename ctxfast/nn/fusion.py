@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,17 @@ def is_stock(module: nn.Module, *classes: type[nn.Module]) -> bool:
             or module._backward_pre_hooks
         )
     )
+
+
+def submodules(module: nn.Module) -> dict[str, Any]:
+    """The submodules by name; as attributes of a module they cost ten times as much, twenty times a layer."""
+    return module._modules
+
+
+def parameter_of(module: nn.Module, name: str) -> Any:
+    """module.weight or module.bias, at a tenth of the time where it is a plain parameter."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 def is_ordinary(tensor: Tensor | None) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
@@ -86,7 +87,7 @@ def unobserved() -> bool:
 def parts_unseen(device_type: str) -> bool:
     """Whether operators may be called together, as one: nobody looks at each of them.
 
-    Gradients, autocast, compilation, transforms, modes and `explain` do.
+    Gradients, autocast, compilation, tracing, transforms, modes and `explain` do.
     """
     return (
         not torch.is_grad_enabled()
@@ -96,6 +97,8 @@ def parts_unseen(device_type: str) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
     )
 
 

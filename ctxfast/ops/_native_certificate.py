@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ctxfast.ops._native import _load
+from ctxfast.ops._native import _TABLE, _load
 
-_TABLE = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # of DLPack 1.3
 _version = attrgetter("_version")
 
 

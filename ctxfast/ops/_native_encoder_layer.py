@@ -99,7 +99,7 @@ class EncoderRun:
         self._native = _module()
         self._cu_seqlens = _aligned(cu_seqlens.contiguous())
         self._batch = (cu_seqlens.shape[0] - 1, max_seqlen)
-        self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._workspace: Tensor | None = None
 
     def stack(self, layers: Sequence[EncoderLayer], hidden: Tensor) -> Tensor:
         """[T, N] -> [T, N] through one or more layers of one kind, for which `encoder_layer_serves`; errors as
@@ -109,7 +109,7 @@ class EncoderRun:
         rows = hidden.shape[0]
         natives = [layer.native for layer in layers]
         bytes = self._native.encoder_workspace(natives[0], rows)
-        if self._workspace.shape[0] < bytes:
+        if self._workspace is None or self._workspace.shape[0] < bytes:
             self._workspace = torch.empty(bytes, dtype=torch.uint8)
         output = torch.empty_like(hidden)
         status = self._native.encoder_layers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from ctxfast.ops._native import (
     _DTYPES,
     _INDEX_OUT_OF_RANGE,
+    _PLAIN,
+    _TABLE,
     _address,
     _aligned,
     _check,
@@ -18,6 +21,7 @@ from ctxfast.ops._native import (
     _module,
     _refusal,
     _rows,
+    available,
 )
 from ctxfast.reference.dropout import dropout_scale, dropout_threshold
 
@@ -194,6 +198,23 @@ class _EmbedLayerNorm:
             rows = 0 if table is None else table.shape[0]
             raise ValueError(f"embed_layer_norm: {name} must be in [0, {rows}), got {status[2]}")
         _check(op, status)
+
+
+def embed_layer_norm_of(tensors: Sequence[Any], eps: float) -> Tensor | None:
+    """`embed_layer_norm` of ids, tables, weight and bias, eight, where csrc reads them as they are and finds that they
+    fit; None where something has to be said, or done before.
+
+    Python takes longer to look at eight tensors than a short sentence takes.
+    """
+    if _TABLE is None or not available() or not set(map(type, tensors)).issubset(_PLAIN):
+        return None
+    ids, word = tensors[0], tensors[3]
+    if word.dim() != 2 or any(map(Tensor.is_neg, tensors)):
+        return None
+    output = torch.empty((*ids.shape, word.shape[1]), dtype=word.dtype)
+    operands = (*tensors, output)
+    served = _module().embed_layer_norm_of(_TABLE, operands, eps, torch.get_num_threads()) is None
+    return output if served else None
 
 
 def embed_layer_norm(

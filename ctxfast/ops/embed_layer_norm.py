@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctxfast import reference
-from ctxfast.ops import _native_layer_norm, _triton
+from ctxfast.ops import _dispatch, _native_layer_norm, _triton
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define, gradients_through_reference
 from ctxfast.ops._validate import require_floating, require_same, shape_of
@@ -170,6 +170,20 @@ def embed_layer_norm(
     an id outside its table, naming it.
     """
     op = "embed_layer_norm"
+    if _dispatch.parts_unseen("cpu"):
+        operands = (
+            input_ids,
+            token_type_ids,
+            position_ids,
+            word_embeddings,
+            token_type_embeddings,
+            position_embeddings,
+            weight,
+            bias,
+        )
+        output = _native_layer_norm.embed_layer_norm_of(operands, eps)
+        if output is not None:
+            return output
     tables = (
         ("word_embeddings", word_embeddings, input_ids, "input_ids"),
         ("token_type_embeddings", token_type_embeddings, token_type_ids, "token_type_ids"),

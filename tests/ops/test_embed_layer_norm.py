@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ctxfast import ops, reference
+from ctxfast.ops._native_layer_norm import embed_layer_norm_of
 from tests.ops.implementations import only
 from tests.oracle import assert_matches
 
@@ -58,6 +59,54 @@ def test_ids_outside_their_table_are_named(backend, which, value, message):
     numbers = ids((3, 4))
     numbers[which][1, 2] = value
     with ops.use_backend(backend), pytest.raises(ValueError, match=f"^embed_layer_norm: {message}"):
+        ops.embed_layer_norm(*numbers, *tables(8), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("integer", [torch.int64, torch.int32])
+def test_operands_that_lie_as_the_kernel_reads_them_are_read_at_once(dtype, integer):
+    operands = (*ids((4, 6), integer), *tables(100, dtype))
+    expected = ops.embed_layer_norm(*operands, 1e-12)
+    with torch.inference_mode():
+        assert torch.equal(embed_layer_norm_of(operands, 1e-12), expected)
+        assert torch.equal(ops.embed_layer_norm(*operands, 1e-12), expected)
+
+
+class Own(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("which", "change"),
+    [
+        (1, lambda x: x.t().contiguous().t()),
+        (2, lambda x: x[:, :5]),
+        (0, lambda x: x.to(torch.int16)),
+        (0, lambda x: x.float()),
+        (3, lambda x: x.t().contiguous().t()),
+        (4, lambda x: x[:, :7]),
+        (5, lambda x: x.double()),
+        (5, lambda x: x[0]),
+        (7, lambda x: x.bfloat16()),
+        (6, lambda x: torch.ones(16)[::2]),
+        (6, lambda x: torch._neg_view(-x)),
+        (3, lambda x: x.as_subclass(Own)),
+        (3, lambda x: x.to("meta")),
+        (7, lambda x: None),
+    ],
+)
+def test_other_operands_take_the_checked_way(which, change):
+    operands = [*ids((4, 6)), *tables(8)]
+    operands[which] = change(operands[which])
+    with torch.inference_mode():
+        assert embed_layer_norm_of(operands, 1e-12) is None
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_ids_outside_their_table_are_named_in_inference_mode(which):
+    numbers = ids((3, 4))
+    numbers[which][1, 2] = 11
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"_ids must be in \[0, .*got 11"):
         ops.embed_layer_norm(*numbers, *tables(8), 1e-12)
 
 
