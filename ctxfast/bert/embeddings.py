@@ -29,13 +29,15 @@ class BertEmbeddings(nn.Module):
         norm = parts["LayerNorm"]
         weight, bias = parameter_of(norm, "weight"), parameter_of(norm, "bias")
         names = ("word_embeddings", "token_type_embeddings", "position_embeddings")
-        tables = [parameter_of(parts[name], "weight") for name in names]
+        words, types, positions = (parameter_of(parts[name], "weight") for name in names)
         if inputs.input_ids is not None:
             x = ops.embed_layer_norm(
                 inputs.input_ids,
                 inputs.token_type_ids,
                 inputs.position_ids,
-                *tables,
+                words,
+                types,
+                positions,
                 weight,
                 bias,
                 norm.eps,
@@ -43,8 +45,8 @@ class BertEmbeddings(nn.Module):
             )
         else:
             assert inputs.inputs_embeds is not None
-            x = inputs.inputs_embeds + _lookup("token_type_ids", inputs.token_type_ids, tables[1])
-            x = x + _lookup("position_ids", inputs.position_ids, tables[2])
+            x = inputs.inputs_embeds + _lookup("token_type_ids", inputs.token_type_ids, types)
+            x = x + _lookup("position_ids", inputs.position_ids, positions)
             x = ops.add_layer_norm(x, None, weight, bias, norm.eps)
         drop = parts["dropout"]
         if not drop.training or drop.p == 0.0:

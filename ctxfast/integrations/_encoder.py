@@ -315,7 +315,7 @@ class _Run:
         batch = self.plan.batch
         if batch.dense or batch.total == 0:
             return last
-        if last.device.type == "cpu" and bool(self.mask[:, 0].all()):
+        if self.mask is not None and last.device.type == "cpu" and bool(self.mask[:, 0].all()):
             return last
         starts = batch.cu_seqlens[:-1]
         first = batch.indices.index_select(0, starts.clamp(max=batch.total - 1))
