@@ -155,9 +155,9 @@ class DigitLinear {
   }
 
  private:
-  static constexpr int64_t kPieceSteps =
-      kMostDepth / kDigitStep;                   // at most: columns fill the first level
-  static constexpr int64_t kRowBytes = 5 << 18;  // of packed rows in the second level
+  // At most: digits of half a panel then fill the first level, and those of a chunk the second.
+  static constexpr int64_t kPieceSteps = kMostDepth / kDigitStep;
+  static constexpr int64_t kRowBytes = 5 << 18;
 
   static CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
   static CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
