@@ -6,7 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,8 @@ def quick_interpreter() -> None:
         return
     from triton.runtime import interpreter
 
-    interpreter._patch_lang = _patched_once_a_launch(interpreter._patch_lang)
+    if hasattr(interpreter, "_patch_lang"):  # of no public interface
+        interpreter._patch_lang = _patched_once_a_launch(interpreter._patch_lang)
 
 
 _EMPTY = ("empty", "empty_like", "empty_strided")
@@ -119,6 +120,21 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder} (set CTXFAST_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An instruction set of the native module, in use."""
+    from ctxfast.ops import _native
+
+    if not _native.available():
+        pytest.skip(f"native module absent: {_native.unavailable_reason()}")
+    if request.param not in _native.available_isas():
+        pytest.skip(f"this processor does not run {request.param}")
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/amx_digits.h"
+#include "cpu/amx_division.h"
 #include "cpu/linear_finish.h"
 #include "cpu/parallel.h"
 
@@ -144,7 +145,8 @@ class DigitLinear {
       store(scaled_ + k, size);
       store(inverse_ + k, 1.0f / size);
     }
-    const Division by = divide();
+    const int64_t fewest = ceiling(row_blocks_, kRowBytes / block_bytes());
+    const Division by = divide(row_blocks_, halves_, fewest, args_.threads, kCosts);
     for (piece_ = 0; piece_ < pieces_ && !failed_; ++piece_)
       parallel_for(args_.threads, by.chunks * by.groups, 1, [&](int64_t item, int64_t) {
         const int64_t chunk = item / by.groups, group = item % by.groups;
@@ -158,36 +160,12 @@ class DigitLinear {
   // At most: digits of half a panel then fill the first level, and those of a chunk the second.
   static constexpr int64_t kPieceSteps = kMostDepth / kDigitStep;
   static constexpr int64_t kRowBytes = 5 << 18;
+  static constexpr StepCosts kCosts = {4, 11, 4};
 
   static CTXFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
   static CTXFAST_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
   int64_t block_bytes() const { return piece_steps_ * kDigitStepBytes; }
-
-  // How the rows are divided into chunks, and the columns into groups.
-  struct Division {
-    int64_t chunks, groups;
-  };
-  // The division with the least work for the busiest thread: a step of products, of packing rows
-  // and of packing columns.
-  Division divide() const {
-    constexpr int64_t kMultiply = 4, kPackRows = 11, kPackColumns = 4;
-    const int64_t fewest = ceiling(row_blocks_, kRowBytes / block_bytes());
-    Division best = {fewest, 1};
-    int64_t least = INT64_MAX;
-    for (int64_t chunks = fewest; chunks <= fewest + args_.threads; ++chunks)
-      for (int64_t groups = 1; groups <= smaller(halves_, 2 * args_.threads); ++groups) {
-        const int64_t height = ceiling(row_blocks_, chunks), width = ceiling(halves_, groups);
-        const int64_t turns = ceiling(chunks * groups, args_.threads);
-        const int64_t work =
-            turns * (height * (kPackRows + width * kMultiply) + width * kPackColumns);
-        if (work >= least) continue;
-        least = work;
-        best = {chunks, groups};
-      }
-    best.chunks = smaller(best.chunks, row_blocks_);
-    return best;
-  }
 
   // A piece of the depth of row blocks [first, last) by that of halves [from, to) of panels.
   struct Chunk {
@@ -233,7 +211,6 @@ class DigitLinear {
 
     void run() {
       begin_columns(from);
-      columns.finish();
       const MatrixTiles tiles;
       for (int64_t half = from; half < to; ++half) {
         columns.finish();
@@ -271,10 +248,10 @@ class DigitLinear {
     const int64_t bytes = (last - first + 2) * block_bytes();
     char* memory = static_cast<char*>(
         thread_scratch(size_t(bytes + (last - first) * kMatrixRows * int64_t(sizeof(DigitRow)))));
+    if (memory == nullptr) return __atomic_store_n(&failed_, 1, __ATOMIC_RELAXED);
     Chunk chunk = {
         *this, first, last, from, to, memory, reinterpret_cast<DigitRow*>(memory + bytes)};
-    if (memory == nullptr || !chunk.pack_rows())
-      return __atomic_store_n(&failed_, 1, __ATOMIC_RELAXED);
+    if (!chunk.pack_rows()) return __atomic_store_n(&failed_, 1, __ATOMIC_RELAXED);
     chunk.run();
   }
 

@@ -13,6 +13,7 @@
 // depth. The order depends on the depth alone.
 #pragma once
 
+#include "cpu/amx_division.h"
 #include "cpu/amx_split_block.h"
 #include "cpu/amx_split_results.h"
 #include "cpu/parallel.h"
@@ -254,30 +255,11 @@ struct SplitProduct {
   // for each chunk, and lies scattered there unless it is a panel.
   int64_t many_chunks() const { return b.stride == 1 && b.by_blocks() ? 4 : 2; }
 
-  // How a product is divided: chunks of blocks of rows by groups of those of columns.
-  struct Division {
-    int64_t chunks, groups;
-  };
-
-  // The division with the least work for the busiest thread: products of a step, the packing of a
-  // step of rows, and the splitting of one of columns or its way from the last cache level.
   Division divide(int64_t blocks) const {
-    const int64_t multiply = 2 * kSplitProducts<kParts>, pack = 5 * kParts;
-    const int64_t split = (portion == nullptr ? 9 : 4) * kParts;
+    const StepCosts cost = {2 * kSplitProducts<kParts>, 5 * kParts,
+                            (portion == nullptr ? 9 : 4) * kParts};
     const int64_t fewest = ceiling(row_blocks, most_blocks());
-    Division best = {fewest, 1};
-    int64_t least = INT64_MAX;
-    for (int64_t chunks = fewest; chunks <= fewest + args.threads; ++chunks)
-      for (int64_t groups = 1; groups <= smaller(blocks, 2 * args.threads); ++groups) {
-        const int64_t height = ceiling(row_blocks, chunks), width = ceiling(blocks, groups);
-        const int64_t turns = ceiling(chunks * groups, args.threads);
-        const int64_t work = turns * (height * (pack + width * multiply) + width * split);
-        if (work >= least) continue;
-        least = work;
-        best = {chunks, groups};
-      }
-    best.chunks = smaller(best.chunks, row_blocks);
-    return best;
+    return CTXFAST_ISA::divide(row_blocks, blocks, fewest, args.threads, cost);
   }
   int64_t most_blocks() const { return smaller(kMostBlocks, kRowBytes / block_bytes()); }
 

@@ -22,9 +22,8 @@ from torch import Tensor
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as in csrc/status.h
 _PLAIN = (Tensor, torch.nn.Parameter)
-_TABLE = getattr(
-    Tensor, "__dlpack_c_exchange_api__", None
-)  # of DLPack 1.3, through which csrc reads tensors
+# Of DLPack 1.3: through it csrc reads tensors.
+_TABLE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 _OUT_OF_MEMORY, _UNSUPPORTED_DTYPE, _INDEX_OUT_OF_RANGE, _NOT_MONOTONE = 1, 2, 3, 4
 
 

@@ -75,7 +75,7 @@ def _units(weight: Tensor) -> tuple[Tensor, Tensor]:
     typical = known.median() if known.numel() else size.new_zeros(())
     exponent = (size - typical).round().clamp(-24, 24).nan_to_num(0.0)
     features = exponent.exp2()
-    largest = (weight / features).abs().amax(1)
+    largest = (weight / features).abs_().amax(1)
     fits = (largest == 0) | ((largest >= 2.0**-54) & (largest <= 2.0**54))
     if not fits.all():
         features[0] = math.nan

@@ -170,17 +170,17 @@ def embed_layer_norm(
     an id outside its table, naming it.
     """
     op = "embed_layer_norm"
+    operands = (
+        input_ids,
+        token_type_ids,
+        position_ids,
+        word_embeddings,
+        token_type_embeddings,
+        position_embeddings,
+        weight,
+        bias,
+    )
     if _dispatch.parts_unseen("cpu"):
-        operands = (
-            input_ids,
-            token_type_ids,
-            position_ids,
-            word_embeddings,
-            token_type_embeddings,
-            position_embeddings,
-            weight,
-            bias,
-        )
         output = _native_layer_norm.embed_layer_norm_of(operands, eps)
         if output is not None:
             return output
@@ -206,15 +206,4 @@ def embed_layer_norm(
         require_same(op, name, parameter, "word_embeddings", word_embeddings)
         if parameter.shape != (size,):
             raise ValueError(f"{op}: {name} must be [{size}], got {shape_of(parameter)}")
-    return _embed_layer_norm(
-        input_ids,
-        token_type_ids,
-        position_ids,
-        word_embeddings,
-        token_type_embeddings,
-        position_embeddings,
-        weight,
-        bias,
-        eps,
-        -1 if padding_idx is None else padding_idx,
-    )
+    return _embed_layer_norm(*operands, eps, -1 if padding_idx is None else padding_idx)

@@ -78,3 +78,19 @@ def test_every_token_of_500_messages(minilm: Path, sentences: list[list[int]]) -
     assert worst["pooled"] <= 2e-5, worst
     assert worst["ours alone"] <= 1e-5, worst
     print(worst)
+
+
+@pytest.mark.unpoisoned
+def test_vectors_are_no_further_from_float64_than_those_of_transformers(
+    minilm: Path, sentences: list[list[int]], isa: str
+) -> None:
+    """The median token, and the last of a hundred; largest error of its vector."""
+    ids, mask = padded(sentences[:BATCH])
+    models = [BertModel.from_pretrained(minilm)]
+    models += [transformers.BertModel.from_pretrained(minilm).eval() for _ in range(2)]
+    models[2].double()
+    with torch.inference_mode():
+        ours, theirs, exact = (model(ids, mask).last_hidden_state[mask.bool()] for model in models)
+    levels = torch.tensor([0.5, 0.99], dtype=torch.float64)
+    found, eager = ((x.double() - exact).abs().amax(-1).quantile(levels) for x in (ours, theirs))
+    assert bool((found <= eager).all()), (found, eager)

@@ -20,16 +20,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=NAMES)
-def isa(request):
-    if request.param not in _native.available_isas():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("head_dim", [1, 17, 64, 100])
 def test_attention_forward_and_backward(isa, dtype, head_dim):

@@ -14,14 +14,6 @@ from tests.ops.implementations import only
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=_native.available_isas() if _native.available() else [])
-def isa(request):
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
-
 def arguments(rows, k, n, dtype=torch.float32):
     """Rows of different size and offset, output channels of different scale."""
     weight = torch.randn(n, k) * torch.logspace(-2, 1, n).unsqueeze(1)

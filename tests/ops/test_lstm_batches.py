@@ -18,14 +18,6 @@ CLIPS = {"cell_clip": 0.6, "proj_clip": 0.35}
 SIZES = [(32, 4, 64, 128, 64), (40, 5, 37, 150, 70), (17, 3, 40, 37, 0), (70, 2, 33, 20, 9)]
 
 
-@pytest.fixture(params=_native.available_isas() if _native.available() else [])
-def isa(request):
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
-
 @pytest.mark.parametrize("sizes", SIZES)
 def test_float32_matches(isa, sizes):
     batch, steps, _, _, features = sizes

@@ -19,14 +19,6 @@ CLIPS = {"cell_clip": 0.6, "proj_clip": 0.35}
 SIZES = [(1, 1, 1, 1, 1), (3, 5, 7, 19, 5), (8, 2, 4, 16, 0), (9, 7, 16, 37, 18), (2, 3, 5, 70, 66)]
 
 
-@pytest.fixture(params=_native.available_isas() if _native.available() else [])
-def isa(request):
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_matches_float64_on_every_instruction_set(isa, sizes, dtype):
