@@ -70,7 +70,8 @@ $(VENV)/.bench: $(VENV)/.tested
 	$(PIP) install --quiet -c constraints.txt 'ctxfast[bench]'
 	touch $@
 
-# Three rounds of a case, the first case of every workload before the second of any; none begins after 14 minutes.
+# Three rounds of a case, every peer at its best settings, the first case of every workload before the second of any; no
+# case begins after 14 minutes.
 bench: $(VENV)/.bench
 	$(BIN)/ctxfast bench --repeats 3 --budget 6 --minutes 14 --json bench.jsonl --html bench.html
 

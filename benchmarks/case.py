@@ -79,6 +79,7 @@ class Candidate:
     part: measures a share of the work (the linears alone) for the split of the gain; it has no result to check.
     flop: operations of a part, where they are fewer than those of the case.
     timed: False for one that is only run for its error.
+    lesser: not the best setting of its peer, measured only where every setting is asked for.
     """
 
     peer: str
@@ -91,6 +92,7 @@ class Candidate:
     part: bool = False
     flop: float | None = None
     timed: bool = True
+    lesser: bool = False
 
     @property
     def key(self) -> str:

@@ -171,7 +171,12 @@ def _run_case(
     progress: Progress,
 ) -> CaseResult:
     with torch.inference_mode():
-        prepared = prepare(case, found, lambda what: progress(f"{where}: {what}", 0, 0))
+        prepared = prepare(
+            case,
+            found,
+            lambda what: progress(f"{where}: {what}", 0, 0),
+            every_setting=options.every_setting,
+        )
         used = {candidate.peer for candidate in prepared.candidates.values()}
         schedule = timing.Schedule(
             repeats=options.repeats,
@@ -225,8 +230,17 @@ def _run_case(
     )
 
 
-def prepare(case: Case, found: Sequence[Peer], progress: Callable[[str], None]) -> Prepared:
-    """Build and check every candidate: the eager one first, because its error is the measure of ctxfast's own."""
+def prepare(
+    case: Case,
+    found: Sequence[Peer],
+    progress: Callable[[str], None],
+    *,
+    every_setting: bool = True,
+) -> Prepared:
+    """Build and check every candidate: the eager one first, because its error is the measure of ctxfast's own.
+
+    every_setting: the lesser settings of the peers, too.
+    """
     progress("float64 truth")
     prepared = Prepared(case.truth())
     able = [peer for peer in found if peer.knows(case)]
@@ -243,6 +257,8 @@ def prepare(case: Case, found: Sequence[Peer], progress: Callable[[str], None]) 
         progress(f"preparing {peer.name}")
         try:
             for candidate in peer.candidates(case):
+                if candidate.lesser and not every_setting:
+                    continue
                 progress(f"checking {candidate.label} {candidate.dtype}")
                 prepared.results.append(_describe(case, peer, candidate))
                 if _passes(candidate, prepared) and candidate.timed:

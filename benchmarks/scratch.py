@@ -1,4 +1,6 @@
-"""Files that a run makes for itself (random weights), in one folder that its child processes share."""
+"""Files that a run makes for itself (random weights, models converted for a peer), in one folder that its child
+processes share.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,11 @@ def _own() -> tempfile.TemporaryDirectory[str]:
 def root() -> Path:
     """The folder, removed when the process that made it ends; a child's is that of its parent."""
     return Path(os.environ.get(VARIABLE) or _own().name)
+
+
+def converted(directory: Path, peer: str, write: Callable[[Path], None]) -> Path:
+    """The folder with what `write` makes for a peer of the model in a directory, once a run."""
+    return folder(f"{peer}{directory.resolve().as_posix().replace('/', '-')}", write)
 
 
 def folder(name: str, write: Callable[[Path], None]) -> Path:

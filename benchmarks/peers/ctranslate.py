@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import scratch
 from ..case import Candidate, Case
 from ..plain_bert import Shape, read_weights
 from ..workloads.bert import Batch, BertInputs
@@ -43,19 +44,22 @@ def version() -> str:
 def bert(case: Case) -> Iterator[Candidate]:
     ctranslate2 = library()
     inputs: BertInputs = case.inputs
-    with tempfile.TemporaryDirectory(prefix="ctxfast-bench-") as folder:
-        specification = convert(inputs.shape, read_weights(inputs.directory, torch.float32))
-        specification.save(folder)
-        encoders = {
-            dtype: ctranslate2.Encoder(
-                folder,
-                device="cpu",
-                compute_type=dtype,
-                intra_threads=torch.get_num_threads(),
-                inter_threads=1,
-            )
-            for dtype in ("float32", "int8")
-        }
+    directory = inputs.directory
+
+    def write(folder: Path) -> None:
+        convert(inputs.shape, read_weights(directory, torch.float32)).save(str(folder))
+
+    folder = scratch.converted(directory, NAME, write)
+    encoders = {
+        dtype: ctranslate2.Encoder(
+            str(folder),
+            device="cpu",
+            compute_type=dtype,
+            intra_threads=torch.get_num_threads(),
+            inter_threads=1,
+        )
+        for dtype in ("float32", "int8")
+    }
     for dtype, encoder in encoders.items():
         yield _candidate(inputs, dtype, encoder)
 

@@ -59,10 +59,19 @@ def load(inputs: BertInputs, dtype: str, attention: str) -> Any:
 def bert(case: Case) -> Iterator[Candidate]:
     for dtype in case.dtypes:
         forward = _forward(load(case.inputs, dtype, "sdpa"))
-        yield from variants(NAME, "transformers sdpa", dtype, case, forward)
+        first = dtype == case.dtypes[0]  # padded batches of this one are what most people run
+        yield from variants(
+            NAME, "transformers sdpa", dtype, case, forward, lesser=False if first else None
+        )
     forward = _forward(load(case.inputs, case.dtypes[0], "eager"))
     yield from variants(
-        NAME, "transformers eager", case.dtypes[0], case, forward, layouts=("padded",)
+        NAME,
+        "transformers eager",
+        case.dtypes[0],
+        case,
+        forward,
+        layouts=("padded",),
+        lesser=True,
     )
 
 

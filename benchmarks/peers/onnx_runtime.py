@@ -7,7 +7,6 @@ SkipLayerNormalization) to which its own BERT optimiser rewrites an exported mod
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import scratch
 from ..case import Candidate, Case, Unavailable
 from ..plain_bert import Shape, read_weights
 from ..workloads.bert import Batch, BertInputs
 from .padded import Forward, variants
 
 NAME = "onnxruntime"
+_EXACT, _QUANTISED = "model.onnx", "int8.onnx"
 
 
 def version() -> str:
@@ -37,29 +38,35 @@ def bert(case: Case) -> Iterator[Candidate]:
     inputs: BertInputs = case.inputs
     if inputs.shape.hidden_act != "gelu":
         raise Unavailable(f"its fused operators know gelu alone, not {inputs.shape.hidden_act}")
-    with tempfile.TemporaryDirectory(prefix="ctxfast-bench-") as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(build(inputs.shape, read_weights(inputs.directory, torch.float32)), path)
-        exact = _forward(path)
-        quantised = _forward(_quantise(path))
+    directory = inputs.directory
+
+    def write(folder: Path) -> None:
+        path = folder / _EXACT
+        onnx.save(build(inputs.shape, read_weights(directory, torch.float32)), path)
+        _quantise(path)
+
+    folder = scratch.converted(directory, NAME, write)
+    exact, quantised = _forward(folder / _EXACT), _forward(folder / _QUANTISED)
     yield from variants(NAME, "ONNX Runtime", "float32", case, exact)
     yield from variants(NAME, "ONNX Runtime", "int8", case, quantised, layouts=("buckets",))
 
 
-def _quantise(path: Path) -> Path:
+def _quantise(path: Path) -> None:
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    target = path.with_name("int8.onnx")
     options = {"DefaultTensorType": TensorProto.FLOAT}  # shape inference knows no fused operator
     logging.disable(logging.WARNING)  # it recommends preprocessing, which this graph has had
     try:
         quantize_dynamic(
-            path, target, weight_type=QuantType.QInt8, per_channel=True, extra_options=options
+            path,
+            path.with_name(_QUANTISED),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            extra_options=options,
         )
     finally:
         logging.disable(logging.NOTSET)
-    return target
 
 
 def _forward(path: Path) -> Forward:

@@ -24,8 +24,12 @@ def variants(
     forward: Forward,
     *,
     layouts: tuple[str, ...] = ("padded", "buckets"),
+    lesser: bool | None = None,
 ) -> Iterator[Candidate]:
-    """The candidates of a padded peer. The number of buckets is the fastest of BUCKET_COUNTS on the first batch."""
+    """The candidates of a padded peer. The number of buckets is the fastest of BUCKET_COUNTS on the first batch.
+
+    lesser: whether the padded one is a lesser setting; None: where there are buckets.
+    """
     inputs: BertInputs = case.inputs
     even = all(min(batch.lengths) == max(batch.lengths) for batch in inputs.batches)
     if "padded" in layouts or even:
@@ -36,6 +40,7 @@ def variants(
             run=lambda: [forward(batch) for batch in inputs.batches],
             result=inputs.valid,
             layout="padded",
+            lesser="buckets" in layouts and not even if lesser is None else lesser,
         )
     if "buckets" not in layouts or even:
         return

@@ -32,7 +32,10 @@ def bench(
         typer.Option(metavar="A,B,...|all", help="Who is measured. [all but the slow ones]"),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Long workloads, slow peers and memory too.")
+        bool,
+        typer.Option(
+            "--full", help="Long workloads, slow peers, their lesser settings and memory too."
+        ),
     ] = False,
     memory: Annotated[
         bool, typer.Option("--memory", help="Peak memory, each candidate in a process of its own.")
@@ -117,6 +120,7 @@ def bench(
         threads=threads,
         repeats=repeats,
         peers=chosen,
+        every_setting=chosen is not None,
         budget=budget,
         minutes=minutes,
         memory=memory or full,

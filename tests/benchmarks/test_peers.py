@@ -50,6 +50,8 @@ def test_a_peer_computes_the_same_bert(case, truth, name):
     layouts = {candidate.layout for candidate in candidates}
     if name in ("transformers", "onnxruntime", "openvino"):
         assert layouts == {"padded", "buckets"}
+        best = {candidate.layout for candidate in candidates if not candidate.lesser}
+        assert best == (layouts if name == "transformers" else {"buckets"})
     elif name != "eager":
         assert layouts == {"packed"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -70,6 +71,21 @@ def test_every_outcome_has_its_status_and_reason():
         "eager",
         "eager",
     ]
+
+
+@pytest.mark.parametrize("every_setting", [False, True])
+def test_lesser_settings_are_measured_where_every_setting_is_asked_for(every_setting):
+    def padded_and_buckets(case):
+        for label, lesser in (("padded", True), ("buckets", False)):
+            yield Candidate(
+                "torch", label, "float32", case.truth, result=lambda x: x, lesser=lesser
+            )
+
+    found = [*basic(), fake_peer("torch", padded_and_buckets)]
+    options = replace(OPTIONS, every_setting=every_setting)
+    result = runner.run_case(layer_norm_case(), options, found, CEILINGS)
+    timed = {r.label for r in result.results if r.peer == "torch" and r.seconds}
+    assert timed == ({"padded", "buckets"} if every_setting else {"buckets"})
 
 
 def test_figures_follow_from_the_times():
