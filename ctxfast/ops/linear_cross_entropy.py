@@ -156,7 +156,7 @@ _linear_cross_entropy_backward = define(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, labels, ctx.ignore_index, *ctx.wanted = inputs
     ctx.given_away = False
-    ctx.set_materialize_grads(False)  # no zeros of the size of weight for outputs without a gradient
+    ctx.set_materialize_grads(False)  # no zeros as large as weight for what has no gradient
     gradients = output[1:]
     ctx.mark_non_differentiable(*gradients)
     ctx.save_for_backward(hidden, weight, bias, labels, *gradients)
