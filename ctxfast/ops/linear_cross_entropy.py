@@ -41,6 +41,14 @@ def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(input, weight, bias)
 
 
+def _logits(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same where a large weight meets few rows: put into panels a piece at a time, it is read from memory once."""
+    arguments = (input, weight, bias, "none", None, None)
+    if _native_linear.linear_refuses(*arguments) is None:
+        return _native_linear.linear(*arguments)
+    return _product(input, weight, bias)
+
+
 def _native(hidden, weight, bias, labels, ignore_index, of_hidden, of_weight, of_bias):
     _check_labels(labels, ignore_index, weight.shape[0])
     return _cross_entropy_chunks.loss_and_gradients(
@@ -50,7 +58,7 @@ def _native(hidden, weight, bias, labels, ignore_index, of_hidden, of_weight, of
         labels,
         ignore_index,
         (of_hidden, of_weight, of_bias),
-        _product,
+        _logits,
         _product,
         _native_linear.cross_entropy_,
     )
@@ -148,6 +156,7 @@ _linear_cross_entropy_backward = define(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, labels, ctx.ignore_index, *ctx.wanted = inputs
     ctx.given_away = False
+    ctx.set_materialize_grads(False)  # no zeros as large as weight for what has no gradient
     gradients = output[1:]
     ctx.mark_non_differentiable(*gradients)
     ctx.save_for_backward(hidden, weight, bias, labels, *gradients)
