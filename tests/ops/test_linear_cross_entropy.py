@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctxfast import ops, reference
 from ctxfast.ops import _cross_entropy_chunks
@@ -211,3 +212,22 @@ def test_gradients_belong_to_the_caller():
     loss.backward()
     for leaf, one in zip(leaves, once, strict=True):
         torch.testing.assert_close(leaf.grad, one)
+
+
+def test_backward_makes_no_zeros_for_outputs_without_a_gradient():
+    """Autograd would make a gradient of zeros of the size of the vocabulary's weight."""
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function.overloadpacket in (torch.ops.aten.zeros, torch.ops.aten.zeros_like):
+                made.append(tuple(result.shape))
+            return result
+
+    made: list[tuple[int, ...]] = []
+    *tensors, labels = arguments(5, 7, 33, torch.float32)
+    leaves = [x.requires_grad_() for x in tensors]
+    loss = ops.linear_cross_entropy(*leaves, labels)
+    with Made():
+        loss.backward()
+    assert not {tuple(x.shape) for x in tensors} & set(made)
