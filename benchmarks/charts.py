@@ -69,7 +69,7 @@ def case_plots(case: CaseResult) -> Iterator[Plot]:
 
 
 def speedups(case: CaseResult) -> Drawing | None:
-    """Bars from 1 to the right where ctxfast is faster, to the left where it is slower; whiskers: 95 % interval."""
+    """Bars from 1 to the right where ctxfast is faster, to the left where it is slower; whiskers: the interval."""
     own = {result.dtype: result for result in case.own() if result.seconds and not result.part}
     if not own:
         return None

@@ -8,6 +8,7 @@ from . import curves
 from .records import CaseResult, Result, Run
 from .report import angled, cosine, headline, note, ratio, seconds, short, size, warnings
 from .split import split_gain
+from .timing import reachable_confidence
 from .verdicts import rivals
 
 _FOLDED = 6  # rows above which a table is folded away behind its plot
@@ -32,14 +33,20 @@ def markdown(run: Run, workload: str, plot: str | None = None) -> str:
         blocks += [_sentence(text) for text in notes]
     about = run.environment
     rounds = sorted({case.repeats for case in cases})
-    counted = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
+    ends = dict.fromkeys((rounds[0], rounds[-1]))
+    counted = " to ".join(map(str, ends))
+    confidence = " to ".join(dict.fromkeys(_percent(reachable_confidence(n)) for n in ends))
     machine = [about["device"], f"{about['threads']} threads", f"torch {about['torch']}"]
     machine += [f"commit {about['commit']}"] if about["commit"] else []
     blocks.append(
-        f"Median of {counted} interleaved rounds with 95 % bootstrap intervals; "
+        f"Median of {counted} interleaved rounds with bootstrap intervals of {confidence} confidence; "
         f"{', '.join(machine)}; `ctxfast bench {workload}`."
     )
     return "\n\n".join(blocks)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _sentence(text: str) -> str:

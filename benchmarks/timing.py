@@ -206,18 +206,31 @@ class Ratio:
     high: float
 
 
+CONFIDENCE = 0.95  # of an interval over rounds enough for it
+
+
+def reachable_confidence(rounds: int) -> float:
+    """The confidence of `ratio_interval` over so many rounds, at most CONFIDENCE.
+
+    No interval that ends at the least and the largest of n samples holds their true median more often than
+    1 - 2^(1 - n): all of them lie on one side of it otherwise.
+    """
+    return min(CONFIDENCE, 1.0 - 2.0 ** (1 - rounds))
+
+
 def ratio_interval(
     slower: Sequence[float],
     faster: Sequence[float],
     *,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     resamples: int = 4000,
     seed: int = 0,
 ) -> Ratio:
     """median(slower) / median(faster) with a bootstrap interval over rounds.
 
     Both sequences hold one time a round, from the same rounds: a round is drawn with both its times, so a drift of the
-    machine that slows both does not widen the interval. With one round the interval is the whole line.
+    machine that slows both does not widen the interval. Few rounds do not reach `confidence`: see
+    `reachable_confidence`. With one round the interval is the whole line.
     """
     if len(slower) != len(faster) or len(slower) == 0:
         raise ValueError(
