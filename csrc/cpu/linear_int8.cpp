@@ -175,17 +175,25 @@ void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first
 #else
 constexpr int kPanelVectors = int(kPanel) / kWidth;
 
-// One tile of integer sums, for `with_tile`. Vectors beyond a panel's are the next panel's.
+constexpr int64_t kLine = 64;  // bytes
+
+// One tile of integer sums, for `with_tile`. Vectors beyond a panel's are the next panel's. Each
+// step asks for a few lines of what is read after it, for the second cache level: memory is read
+// while rows are multiplied by a panel that is there already.
 struct Tile {
   const uint32_t *rows, *panel;
   int64_t words;
   int32_t* sums;  // [kTileRows, kGroup * kPanel]
+  const char* ahead;
+  int64_t ahead_lines;
 
   template <int kRows, int kColumns>
   void run() const {
     Vec<int32_t> sum[kRows][kColumns];
     clear_tile<int32_t>(sum);
     for (int64_t k = 0; k < words; ++k) {
+      const char* line = ahead + k * ahead_lines * kLine;
+      for (int64_t i = 0; i < ahead_lines; ++i) __builtin_prefetch(line + i * kLine, 0, 2);
       Vec<int32_t> right[kColumns];
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c)
@@ -219,13 +227,24 @@ void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first
     const int64_t columns = args.columns - column < kColumns ? args.columns - column : kColumns;
     const int vectors = int((columns + kWidth - 1) / kWidth);
     const uint32_t* weight = (const uint32_t*)args.panels + group * words * kColumns;
+    const char* ahead = reinterpret_cast<const char*>(weight + words * kColumns);
+    const int64_t tiles =
+        (count + kTileRows - 1) / kTileRows * ((vectors + kTileColumns - 1) / kTileColumns);
+    int64_t left = group + 1 < end ? kColumns * 4 / kLine : 0;  // lines of a step, of all tiles
+    const int64_t share = (left + tiles - 1) / tiles;
     for (int64_t row = 0; row < count;) {
       const int step = next_rows(count - row);
       for (int c = 0; c < vectors; c += kTileColumns) {
+        const int64_t lines = share < left ? share : left;
         const Tile tile = {inputs + row * words,
                            weight + c / kPanelVectors * words * kPanel + c % kPanelVectors * kWidth,
-                           words, sums + c * kWidth};
+                           words,
+                           sums + c * kWidth,
+                           ahead,
+                           lines};
         with_tile(step, vectors - c < kTileColumns ? vectors - c : kTileColumns, tile);
+        ahead += lines * words * kLine;
+        left -= lines;
       }
       finish_tile<Output, kActivation>(
           args, sums, kColumns, rows.low + row, rows.step + row, step, column, columns,
