@@ -94,7 +94,6 @@ _linear_activation_backward = define(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, weight, bias, ctx.activation, residual = inputs
     ctx.has_residual = residual is not None
-    ctx.set_materialize_grads(False)  # no zeros for the second output, which has no gradient
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(input, weight, bias, output[1])
 
