@@ -79,7 +79,7 @@ class Candidate:
     part: measures a share of the work (the linears alone) for the split of the gain; it has no result to check.
     flop: operations of a part, where they are fewer than those of the case.
     timed: False for one that is only run for its error.
-    lesser: not the best setting of its peer, measured only where every setting is asked for.
+    lesser: not the best setting of its peer, measured only where the peers are named (`Options.every_setting`).
     """
 
     peer: str

@@ -14,7 +14,6 @@ from .case import BadOption
 class Options:
     """size: of `workloads.SIZES`; threads: for every peer; peers: names, None for all but the slow ones.
 
-    every_setting: the lesser settings of the peers, too.
     budget: seconds of timing a case, for which rounds are left out; minutes: after which no further case begins.
     memory: measure the memory of every candidate, each in a process of its own.
     model: a user's model and text, measured in place of workloads.
@@ -25,12 +24,16 @@ class Options:
     threads: int | None = None
     repeats: int = 7
     peers: tuple[str, ...] | None = None
-    every_setting: bool = False
     budget: float | None = None
     minutes: float | None = None
     memory: bool = False
     model: user_model.UserModel | None = None
     device: str = "cpu"
+
+    @property
+    def every_setting(self) -> bool:
+        """Whether peers run in their lesser settings too: those that were named do."""
+        return self.peers is not None
 
     @property
     def size_name(self) -> str:

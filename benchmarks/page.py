@@ -14,7 +14,7 @@ from . import charts, report
 from .records import CaseResult, Result, Run
 from .report import ratio, seconds, short
 from .svg import style
-from .timing import FEWEST, NOISY_FOREIGN, NOISY_SPREAD
+from .timing import CONFIDENCE, FEWEST, NOISY_FOREIGN, NOISY_SPREAD, reachable_confidence
 from .verdicts import Behind, behind, explanation, fastest_rival, rivals
 from .workloads import WORKLOADS
 
@@ -360,8 +360,9 @@ def _method(run: Run) -> str:
             "products. Beside its largest error stand the least and the mean cosine of a token to its exact vector.",
             "All candidates have the same threads. After a warm-up they are timed in interleaved rounds (A B C, A B C, "
             f"...), at least {FEWEST}; figures are medians with 20th and 80th percentile.",
-            "Ratios carry bootstrap intervals over whole rounds, so that a drift of the machine cancels: of 95 % "
-            "confidence from six rounds on, of 75 % with three.",
+            "Ratios carry bootstrap intervals over whole rounds, so that a drift of the machine cancels; their "
+            f"confidence is {CONFIDENCE:.0%} where there are rounds enough, {reachable_confidence(FEWEST):.0%} "
+            f"with {FEWEST}.",
             f"A row is marked noisy where (p80 - p20) / median exceeds {NOISY_SPREAD:.0%}, a case where other "
             f"processes took more than {NOISY_FOREIGN:.0%} of the processor.",
             "The ceilings are measured in the same run: the best matrix product by type, and reads from cache and "

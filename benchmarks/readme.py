@@ -35,7 +35,7 @@ def markdown(run: Run, workload: str, plot: str | None = None) -> str:
     rounds = sorted({case.repeats for case in cases})
     ends = dict.fromkeys((rounds[0], rounds[-1]))
     counted = " to ".join(map(str, ends))
-    confidence = " to ".join(dict.fromkeys(_percent(reachable_confidence(n)) for n in ends))
+    confidence = " to ".join(dict.fromkeys(f"{reachable_confidence(n):.0%}" for n in ends))
     machine = [about["device"], f"{about['threads']} threads", f"torch {about['torch']}"]
     machine += [f"commit {about['commit']}"] if about["commit"] else []
     blocks.append(
@@ -43,10 +43,6 @@ def markdown(run: Run, workload: str, plot: str | None = None) -> str:
         f"{', '.join(machine)}; `ctxfast bench {workload}`."
     )
     return "\n\n".join(blocks)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _sentence(text: str) -> str:

@@ -4,6 +4,7 @@ processes share.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,8 @@ def root() -> Path:
 
 def converted(directory: Path, peer: str, write: Callable[[Path], None]) -> Path:
     """The folder with what `write` makes for a peer of the model in a directory, once a run."""
-    return folder(f"{peer}{directory.resolve().as_posix().replace('/', '-')}", write)
+    model = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
+    return folder(f"{peer}-{model}", write)
 
 
 def folder(name: str, write: Callable[[Path], None]) -> Path:

@@ -175,25 +175,23 @@ void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first
 #else
 constexpr int kPanelVectors = int(kPanel) / kWidth;
 
-constexpr int64_t kLine = 64;  // bytes
-
 // One tile of integer sums, for `with_tile`. Vectors beyond a panel's are the next panel's. Each
-// step asks for a few lines of what is read after it, for the second cache level: memory is read
-// while rows are multiplied by a panel that is there already.
+// step asks for some lines of `ahead`, what is read after it, for the second cache level: memory is
+// read while rows are multiplied by a panel that is there already.
 struct Tile {
   const uint32_t *rows, *panel;
   int64_t words;
   int32_t* sums;  // [kTileRows, kGroup * kPanel]
   const char* ahead;
-  int64_t ahead_lines;
+  int64_t ahead_lines;  // of a step
 
   template <int kRows, int kColumns>
   void run() const {
     Vec<int32_t> sum[kRows][kColumns];
     clear_tile<int32_t>(sum);
     for (int64_t k = 0; k < words; ++k) {
-      const char* line = ahead + k * ahead_lines * kLine;
-      for (int64_t i = 0; i < ahead_lines; ++i) __builtin_prefetch(line + i * kLine, 0, 2);
+      const char* line = ahead + k * ahead_lines * kLineBytes;
+      for (int64_t i = 0; i < ahead_lines; ++i) __builtin_prefetch(line + i * kLineBytes, 0, 2);
       Vec<int32_t> right[kColumns];
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c)
@@ -217,6 +215,7 @@ template <typename Output, Activation kActivation>
 void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first, int64_t count,
                      int64_t begin, int64_t end) {
   constexpr int64_t kColumns = kGroup * kPanel;
+  constexpr int64_t kStepLines = kColumns * int64_t(sizeof(uint32_t)) / kLineBytes;
   static_assert(kPanelVectors % kTileColumns == 0 || kTileColumns % kPanelVectors == 0,
                 "a tile begins where a panel does, or within one");
   const int64_t words = rows.row_bytes / 4;
@@ -230,7 +229,7 @@ void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first
     const char* ahead = reinterpret_cast<const char*>(weight + words * kColumns);
     const int64_t tiles =
         (count + kTileRows - 1) / kTileRows * ((vectors + kTileColumns - 1) / kTileColumns);
-    int64_t left = group + 1 < end ? kColumns * 4 / kLine : 0;  // lines of a step, of all tiles
+    int64_t left = group + 1 < end ? kStepLines : 0;
     const int64_t share = (left + tiles - 1) / tiles;
     for (int64_t row = 0; row < count;) {
       const int step = next_rows(count - row);
@@ -243,7 +242,7 @@ void multiply_blocks(const LinearInt8Args& args, const Rows& rows, int64_t first
                            ahead,
                            lines};
         with_tile(step, vectors - c < kTileColumns ? vectors - c : kTileColumns, tile);
-        ahead += lines * words * kLine;
+        ahead += lines * words * kLineBytes;
         left -= lines;
       }
       finish_tile<Output, kActivation>(

@@ -29,7 +29,10 @@ def bench(
     ] = None,
     peers: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...|all", help="Who is measured. [all but the slow ones]"),
+        typer.Option(
+            metavar="A,B,...|all",
+            help="Who is measured, in every setting. [all but the slow ones, at their best]",
+        ),
     ] = None,
     full: Annotated[
         bool,
@@ -120,7 +123,6 @@ def bench(
         threads=threads,
         repeats=repeats,
         peers=chosen,
-        every_setting=chosen is not None,
         budget=budget,
         minutes=minutes,
         memory=memory or full,

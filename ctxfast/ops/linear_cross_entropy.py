@@ -176,7 +176,7 @@ def _is_one(grad: Tensor) -> bool:
 
 def _backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 8
+        return (None,) * len(ctx.needs_input_grad)
     hidden, weight, bias, labels, *gradients = ctx.saved_tensors
     if ctx.given_away:
         # By a graph that is kept: whoever has the gradients may have written to them.

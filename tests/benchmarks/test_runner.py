@@ -73,8 +73,10 @@ def test_every_outcome_has_its_status_and_reason():
     ]
 
 
-@pytest.mark.parametrize("every_setting", [False, True])
-def test_lesser_settings_are_measured_where_every_setting_is_asked_for(every_setting):
+@pytest.mark.parametrize(
+    ("named", "expected"), [(None, {"buckets"}), (("torch",), {"padded", "buckets"})]
+)
+def test_lesser_settings_are_those_of_peers_that_were_named(named, expected):
     def padded_and_buckets(case):
         for label, lesser in (("padded", True), ("buckets", False)):
             yield Candidate(
@@ -82,10 +84,10 @@ def test_lesser_settings_are_measured_where_every_setting_is_asked_for(every_set
             )
 
     found = [*basic(), fake_peer("torch", padded_and_buckets)]
-    options = replace(OPTIONS, every_setting=every_setting)
+    options = replace(OPTIONS, peers=named)
     result = runner.run_case(layer_norm_case(), options, found, CEILINGS)
     timed = {r.label for r in result.results if r.peer == "torch" and r.seconds}
-    assert timed == ({"padded", "buckets"} if every_setting else {"buckets"})
+    assert timed == expected
 
 
 def test_figures_follow_from_the_times():
