@@ -41,6 +41,12 @@ INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-march=x86-64-v3", "-mtune=generic"],
     "avx512": ["-march=x86-64-v4", "-mtune=generic", "-mprefer-vector-width=512"],
+    "avx512_vnni": [
+        "-march=x86-64-v4",
+        "-mavx512vnni",
+        "-mtune=generic",
+        "-mprefer-vector-width=512",
+    ],
     "avx512_bf16": [
         "-march=x86-64-v4",
         "-mavx512bf16",
@@ -59,6 +65,8 @@ INSTRUCTION_SETS = {
         "-mprefer-vector-width=512",
     ],
 }
+# The sources that an instruction set is for, where all others would be those of the one before it.
+ONLY_SOURCES = {"avx512_vnni": ["linear_int8.cpp"]}
 CXX_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -177,6 +185,8 @@ def build_cpu(output: Path, scratch: Path) -> dict:
     jobs = []
     for name in known:
         for source in sorted((CSRC / "cpu").glob("*.cpp")):
+            if source.name not in ONLY_SOURCES.get(name, [source.name]):
+                continue
             target = scratch / name / f"{source.stem}.o"
             flags = [*INSTRUCTION_SETS[name], f"-DCTXFAST_ISA={name}"]
             if name != "baseline":

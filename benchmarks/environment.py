@@ -71,6 +71,13 @@ def _cpu_flags() -> list[str]:
     return [flag for flag in _FLAGS if flag in present]
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16; True where that is unknown."""
+    info = _cpuinfo()
+    flags = set(info.get("flags", info.get("Features", "")).split())
+    return not flags or bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def _memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)

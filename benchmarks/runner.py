@@ -256,9 +256,7 @@ def prepare(
             continue
         progress(f"preparing {peer.name}")
         try:
-            for candidate in peer.candidates(case):
-                if candidate.lesser and not every_setting:
-                    continue
+            for candidate in peer.candidates(case, every_setting=every_setting):
                 progress(f"checking {candidate.label} {candidate.dtype}")
                 prepared.results.append(_describe(case, peer, candidate))
                 if _passes(candidate, prepared) and candidate.timed:

@@ -25,6 +25,11 @@ namespace avx512 {
 extern const KernelTable kKernels;
 }
 #endif
+#ifdef CTXFAST_HAVE_AVX512_VNNI
+namespace avx512_vnni {
+Status linear_int8(const LinearInt8Args&);
+}
+#endif
 #ifdef CTXFAST_HAVE_AVX512_BF16
 namespace avx512_bf16 {
 extern const KernelTable kKernels;
@@ -39,8 +44,9 @@ extern const KernelTable kKernels;
 
 namespace {
 
-constexpr int kSets = 5;
-const char* const kNames[kSets] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+constexpr int kSets = 6;
+const char* const kNames[kSets] = {"baseline",    "avx2",        "avx512",
+                                   "avx512_vnni", "avx512_bf16", "amx"};
 
 int rank_of(const char* name) {
   for (int rank = 0; rank < kSets; ++rank)
@@ -68,6 +74,9 @@ bool may_use_tiles() {
 struct Available {
   InstructionSet sets[kSets];
   int count = 0;
+#ifdef CTXFAST_HAVE_AVX512_VNNI
+  KernelTable with_vnni = avx512::kKernels;  // but products of bytes
+#endif
 
   void add(const char* name, const KernelTable* kernels) { sets[count++] = {name, kernels}; }
 
@@ -86,13 +95,17 @@ struct Available {
                     __builtin_cpu_supports("avx512vl");
     if (v4) add(kNames[2], &avx512::kKernels);
 #endif
+#ifdef CTXFAST_HAVE_AVX512_VNNI
+    const bool bytes = v4 && __builtin_cpu_supports("avx512vnni");
+    with_vnni.linear_int8 = avx512_vnni::linear_int8;
+    if (bytes) add(kNames[3], &with_vnni);
+#endif
 #ifdef CTXFAST_HAVE_AVX512_BF16
-    const bool products =
-        v4 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    if (products) add(kNames[3], &avx512_bf16::kKernels);
+    const bool products = bytes && __builtin_cpu_supports("avx512bf16");
+    if (products) add(kNames[4], &avx512_bf16::kKernels);
 #endif
 #ifdef CTXFAST_HAVE_AMX
-    if (products && may_use_tiles()) add(kNames[4], &amx::kKernels);
+    if (products && may_use_tiles()) add(kNames[5], &amx::kKernels);
 #endif
   }
 };

@@ -20,7 +20,7 @@ ENVIRONMENT = (
     (
         "CTXFAST_CPU_ISA",
         "run",
-        "baseline, avx2, avx512, avx512_bf16 or amx: highest instruction set",
+        "baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx: highest instruction set",
     ),
     ("CTXFAST_LSTM", "run", "auto, persistent or stepwise: how the LSTM runs on a CUDA device"),
     ("TRITON_INTERPRET", "run", "1 runs Triton kernels on CPU tensors, slowly, for tests"),

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
+from .. import environment
 from ..case import BadOption, Candidate, Case, Unavailable
 
 _MODULES = {
@@ -33,6 +34,7 @@ _MODULES = {
     "gemm": "gemm",
 }
 OWN = "ctxfast"
+OWN_CLASS = "ctxfast.bert"
 EAGER = "eager"
 PARTS = "gemm"
 
@@ -58,9 +60,18 @@ class Peer:
         """Whether it runs on this type of device."""
         return device in getattr(self.module, "DEVICES", ("cpu",))
 
-    def candidates(self, case: Case) -> Iterator[Candidate]:
-        """Its ways to do a case of a kind that it knows. May raise Unavailable."""
-        return getattr(self.module, case.kind)(case)
+    def candidates(self, case: Case, *, every_setting: bool = True) -> Iterator[Candidate]:
+        """Its ways to do a case of a kind that it knows. May raise Unavailable.
+
+        every_setting: those too that are slower than its others: the lesser ones and, on a CPU without instructions
+        for it, bfloat16.
+        """
+        emulated = case.device.type == "cpu" and not environment.multiplies_bfloat16()
+        if emulated and not every_setting and self.name not in (OWN, OWN_CLASS, EAGER):
+            case = replace(case, dtypes=tuple(d for d in case.dtypes if d != "bfloat16"))
+        for candidate in getattr(self.module, case.kind)(case):
+            if every_setting or not candidate.lesser:
+                yield candidate
 
 
 def names() -> tuple[str, ...]:

@@ -6,6 +6,7 @@
 // those of the next head are prefetched.
 #pragma once
 
+#include "cpu/attention_apart.h"
 #include "cpu/attention_workspace.h"
 
 CTXFAST_NAMESPACE_BEGIN
@@ -32,7 +33,9 @@ struct Attend {
   const bool prefetches;
   mutable const Word* values;  // of the keys at hand, and the words from one row to the next
   mutable int64_t value_row;
-  mutable int64_t shown_values;  // how many of them are packed, where a word is a pair
+  mutable int64_t shown_values;          // how many of them are packed, where a word is a pair
+  mutable int64_t alone = -1;            // the row that is attended without neighbours
+  mutable uint8_t shown[kLongestBlock];  // the keys of the block at hand that it attends
 
   Attend(const AttentionForwardArgs& args_, const AttentionSequence& sequence_, int64_t index_,
          int64_t head_, const ForwardWorkspace<Storage>& work_)
@@ -231,17 +234,25 @@ struct Attend {
     }
   }
 
+  // Of the block of keys at `packed`, those that are seen: from `low` on.
+  RowFilter key_filter(int64_t packed, int64_t low) const {
+    if (alone < 0) return terms.key_filter(packed, low);
+    return {low - packed, shown + packed % block, 1};
+  }
+
   // Keys [packed, packed_end); those before `low` are not seen.
   void pack_keys(int64_t packed, int64_t packed_end, int64_t low) const {
     pack_transposed<Storage>(rows_of(common.key, common.key_stride, sequence.key_start + packed),
                              common.key_stride[2], packed_end - packed, depth,
-                             terms.key_filter(packed, low), work.keys);
+                             key_filter(packed, low), work.keys);
   }
 
   // Keys and values [packed, packed_end).
   void pack_block(int64_t packed, int64_t packed_end, int64_t low) const {
     const int64_t count = packed_end - packed, row = sequence.key_start + packed;
-    const RowFilter filter = terms.key_filter(packed, low);
+    if (alone >= 0)
+      for (int64_t j = packed; j < packed_end; ++j) shown[j % block] = shows<T>(terms, alone, j);
+    const RowFilter filter = key_filter(packed, low);
     pack_keys(packed, packed_end, low);
     const Storage* value = rows_of(common.value, common.value_stride, row);
     values = work.values;
@@ -268,8 +279,7 @@ struct Attend {
       const int64_t first = shown_values / kDepthStep<Storage> * kDepthStep<Storage>;
       const int64_t row = sequence.key_start + packed + first;
       pack_columns<Storage>(rows_of(common.value, common.value_stride, row), common.value_stride[2],
-                            end - first, depth, width,
-                            terms.key_filter(packed + first, step.range.begin),
+                            end - first, depth, width, key_filter(packed + first, step.range.begin),
                             work.values + first / kPack * width);
       shown_values = end;
     }
@@ -293,6 +303,27 @@ struct Attend {
       }
     }
   }
+
+  // A value that is not finite reaches every row of a step in which some row attends it, since a
+  // weight of 0 does not hide it. Rows that are not finite are attended once more, each without
+  // neighbours and with no other keys than its own. A log-sum-exp that is a number was right and
+  // stays: so do all bits of the gradients.
+  void part_rows(int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      if (finite_row(output_row(i), depth)) continue;
+      T* lse = lse_of(i);
+      const T before = *lse;
+      alone = i;
+      run(i, i + 1);
+      if (before == before) *lse = before;
+    }
+  }
 };
+
+// Whether rows of a sequence may attend different keys.
+inline bool parts_rows(const AttentionArgs& args) {
+  return args.window_left >= 0 || args.window_right >= 0 || args.attn_mask != nullptr ||
+         args.bias != nullptr;
+}
 
 CTXFAST_NAMESPACE_END

@@ -70,6 +70,16 @@ Status run(const AttentionForwardArgs& args) {
                 piece.begin, piece.end);
     }
     items.finish();
+    if (!parts_rows(common)) return;
+    memory = thread_scratch(ForwardWorkspace<Storage>(nullptr, sizes).bytes);
+    if (memory == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    const ForwardWorkspace<Storage> single(memory, sizes);
+    for (int64_t item = first; item < last; ++item) {
+      const AttentionPiece& piece = pieces.items[item / common.heads];
+      Attend<Storage>(args, plan.sequence(piece.sequence), piece.sequence, item % common.heads,
+                      single)
+          .part_rows(piece.begin, piece.end);
+    }
   });
   if (common.cu_seqlens_q != nullptr) {
     const int64_t used = common.cu_seqlens_q[common.batch];

@@ -11,7 +11,8 @@
 #include <stdint.h>
 
 #ifndef CTXFAST_ISA
-#error "CTXFAST_ISA must name the instruction set: baseline, avx2, avx512, avx512_bf16 or amx"
+#error \
+    "CTXFAST_ISA must name the instruction set: baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx"
 #endif
 
 #define CTXFAST_NAMESPACE_BEGIN \
@@ -31,7 +32,10 @@
 #if defined(CTXFAST_AMX) || defined(CTXFAST_ISA_AVX512_BF16)
 #define CTXFAST_AVX512_BF16 1
 #endif
-#if defined(CTXFAST_AVX512_BF16) || defined(CTXFAST_ISA_AVX512)
+#if defined(CTXFAST_AVX512_BF16) || defined(CTXFAST_ISA_AVX512_VNNI)
+#define CTXFAST_AVX512_VNNI 1
+#endif
+#if defined(CTXFAST_AVX512_VNNI) || defined(CTXFAST_ISA_AVX512)
 #define CTXFAST_AVX512 1
 #define CTXFAST_VECTOR_BYTES 64
 #elif defined(CTXFAST_ISA_AVX2)

@@ -37,7 +37,7 @@ struct ByteProducts {
   using Accumulator = int32_t;
   using Word = uint32_t;
   static CTXFAST_INLINE Vec<int32_t> multiply_add(Word a, Vec<int32_t> b, Vec<int32_t> c) {
-#if defined(CTXFAST_AVX512_BF16)
+#if defined(CTXFAST_AVX512_VNNI)
     return (Vec<int32_t>)_mm512_dpbusd_epi32((__m512i)c, _mm512_set1_epi32(int(a)), (__m512i)b);
 #else
     c += int32_t(a & 0xff) * ((b << 24) >> 24);

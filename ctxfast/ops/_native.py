@@ -111,7 +111,7 @@ def _module() -> ModuleType:
 
 
 def isa() -> str:
-    """The instruction set in use: baseline, avx2, avx512, avx512_bf16 or amx (CTXFAST_CPU_ISA sets an upper bound)."""
+    """The instruction set in use, one of those in csrc/dispatch.cpp (CTXFAST_CPU_ISA sets an upper bound)."""
     return _module().isa()
 
 

@@ -39,8 +39,10 @@ class QuantizedWeight(NamedTuple):
 def int8_unavailable_reason() -> str | None:
     """Why products of 8-bit integers are not fast on this machine, or None."""
     reason = _native.unavailable_reason()
-    if reason is None and _native.isa() not in ("avx512_bf16", "amx"):
-        reason = f"the instruction set in use, {_native.isa()}, has no 8-bit products (AVX-512 VNNI and BF16)"
+    if reason is None and _native.isa() not in ("avx512_vnni", "avx512_bf16", "amx"):
+        reason = (
+            f"the instruction set in use, {_native.isa()}, has no 8-bit products (AVX-512 VNNI)"
+        )
     return reason
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from ctxfast.benchmarks import peers, runner, workloads
+from ctxfast.benchmarks import environment, peers, runner, workloads
 from ctxfast.benchmarks.case import BadOption, Candidate, Unavailable
 from ctxfast.benchmarks.ceilings import Ceilings
 from ctxfast.benchmarks.peers import Peer
@@ -88,6 +88,23 @@ def test_lesser_settings_are_those_of_peers_that_were_named(named, expected):
     result = runner.run_case(layer_norm_case(), options, found, CEILINGS)
     timed = {r.label for r in result.results if r.peer == "torch" and r.seconds}
     assert timed == expected
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+@pytest.mark.parametrize("named", [None, ("torch",)])
+def test_emulated_bfloat16_is_a_lesser_setting(monkeypatch, named, instructions):
+    def every_dtype(case):
+        for dtype in case.dtypes:
+            yield Candidate("torch", "peer", dtype, case.truth, result=lambda x: x)
+
+    monkeypatch.setattr(environment, "multiplies_bfloat16", lambda: instructions)
+    found = [*basic(), fake_peer("torch", every_dtype)]
+    options = replace(OPTIONS, peers=named)
+    result = runner.run_case(layer_norm_case(), options, found, CEILINGS)
+    both = {"float32", "bfloat16"}
+    of_peer = {r.dtype for r in result.results if r.peer == "torch"}
+    assert of_peer == (both if instructions or named else {"float32"})
+    assert {r.dtype for r in result.results if r.peer == "ctxfast"} == both
 
 
 def test_figures_follow_from_the_times():

@@ -14,7 +14,7 @@ from ctxfast.ops import _native, _native_linear
 from tests.ops.implementations import only
 from tests.oracle import assert_matches
 
-NAMES = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
+NAMES = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 pytestmark = pytest.mark.skipif(
     not _native.available(), reason=f"native module absent: {_native.unavailable_reason()}"
 )

@@ -1,6 +1,6 @@
-"""A NaN reaches the gradients of what attends it and no others, whatever the kernels compute together.
+"""A NaN reaches the results and gradients of what attends it and no others, whatever the kernels compute together.
 
-The exact gradients come from a sum over query rows, each with no other keys than those it attends.
+The exact ones come from a loop over query rows, each with no other keys than those it attends.
 """
 
 from __future__ import annotations
@@ -86,20 +86,22 @@ def attended(case: Case, inputs: Inputs, b: int, row: int, keys: int) -> Tensor:
     return allowed.nonzero()[:, 0]
 
 
-def exact_gradients(case: Case, inputs: Inputs) -> list[Tensor]:
-    """Of query, key, value and bias (if there is one), in float64."""
+def exact_results(case: Case, inputs: Inputs) -> dict[str, Tensor]:
+    """Those of `run`, in float64."""
     tensors = [x.double() for x in (inputs.query, inputs.key, inputs.value)]
     gradients = [torch.zeros_like(x) for x in tensors]
+    outputs = [torch.zeros_like(tensors[0]), torch.full_like(inputs.grad_lse.double(), -torch.inf)]
     per_sequence = [
         *(sequences(case, x, side) for x, side in zip(tensors, "qkk", strict=True)),
         *(sequences(case, x, side) for x, side in zip(gradients, "qkk", strict=True)),
         sequences(case, inputs.grad_output.double(), "q"),
         sequences(case, inputs.grad_lse.double(), "q"),
+        *(sequences(case, x, "q") for x in outputs),
     ]
     bias = inputs.bias.double() if case.bias else torch.zeros(1)
     bias, dbias = bias.expand(case.scores), torch.zeros(case.scores, dtype=torch.float64)
     scale = case.head_dim**-0.5
-    for b, (query, key, value, dquery, dkey, dvalue, grad, grad_lse) in enumerate(
+    for b, (query, key, value, dquery, dkey, dvalue, grad, grad_lse, output, lse) in enumerate(
         zip(*per_sequence, strict=True)
     ):
         # From the last row on: in the order of the eager functions, sums would share their rounding of float64.
@@ -108,7 +110,10 @@ def exact_gradients(case: Case, inputs: Inputs) -> list[Tensor]:
             if len(seen) == 0:
                 continue
             q, k, v, g = query[:, row, None], key[:, seen], value[:, seen], grad[:, row, None]
-            weights = ((q * k).sum(-1) * scale + bias[b, :, row, seen]).softmax(-1)
+            scores = (q * k).sum(-1) * scale + bias[b, :, row, seen]
+            weights = scores.softmax(-1)
+            output[:, row] = (weights[..., None] * v).sum(-2)
+            lse[:, row] = scores.logsumexp(-1)
             along = (g * v).sum(-1)  # [H, seen], like the weights and the gradients of the scores
             centred = along - (weights * along).sum(-1, keepdim=True)
             dscores = weights * (centred + grad_lse[:, row, None])
@@ -116,24 +121,26 @@ def exact_gradients(case: Case, inputs: Inputs) -> list[Tensor]:
             dkey[:, seen] += scale * dscores[..., None] * q
             dvalue[:, seen] += weights[..., None] * g
             dbias[b, :, row, seen] = dscores
-    return [*gradients, dbias.sum_to_size(inputs.bias.shape)] if case.bias else gradients
+    if case.bias:
+        gradients.append(dbias.sum_to_size(inputs.bias.shape))
+    return dict(zip(names(case), [*outputs, *gradients], strict=True))
 
 
 @cache
-def expected(name: str, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Exact gradients, and those of the eager functions without a NaN."""
+def expected(name: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The exact results, and those of the eager functions without a NaN."""
     case, row, key = CASES[name]
     case = replace(case, dtype=dtype)
     inputs = build(case)
     eager = run_reference(case, inputs)
     poison(inputs, case, row, key)
-    return exact_gradients(case, inputs), eager
+    return exact_results(case, inputs), eager
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_nan_reaches_the_gradients_of_what_attends_it_and_no_others(name, dtype, isa):
+def test_nan_reaches_what_attends_it_and_no_others(name, dtype, isa):
     case, row, key = CASES[name]
     case = replace(case, dtype=dtype, isa=isa)
     inputs = build(case)
@@ -141,13 +148,13 @@ def test_nan_reaches_the_gradients_of_what_attends_it_and_no_others(name, dtype,
     poison(inputs, case, row, key)
     found = run(case, inputs, "native")
     exact, eager = expected(name, dtype)
-    for gradient, truth in zip(names(case)[2:], exact, strict=True):
+    for result, truth in exact.items():
         reached = truth.isnan()
         assert reached.any() and not reached.all()
-        assert_matches(found[gradient], eager[gradient], truth, name=gradient)
-        if name == "near":
+        assert_matches(found[result], eager[result], truth, name=result)
+        if name == "near" or result == "output":  # of rows that are attended without neighbours
             continue
-        if gradient != "dbias":
+        if result != "dbias":
             reached = reached.any(-1, keepdim=True)
-        untouched = found[gradient].masked_fill(reached, 0.0)
-        assert torch.equal(untouched, clean[gradient].masked_fill(reached, 0.0)), gradient
+        untouched = found[result].masked_fill(reached, 0.0)
+        assert torch.equal(untouched, clean[result].masked_fill(reached, 0.0)), result
