@@ -45,40 +45,52 @@ struct Wide {
   static constexpr bool kPrefetch = false;
 };
 
-// A Word is what one step along the depth takes of a row or of a column: a float, or two bfloat16
-// that are neighbours along the depth.
+// A Word is what one step along the depth takes of a column: a float, or two bfloat16 that are
+// neighbours along the depth. Of a row it takes as many Factors: floats, where the processor does
+// not multiply bfloat16.
 template <typename T>
 struct Operand;
 
 template <>
 struct Operand<float> {
   using Word = float;
+  using Factor = float;
   static constexpr int kPack = 1;
   static CTXFAST_INLINE Vec<float> multiply_add(const float* a, Vec<float> b, Vec<float> c) {
     return *a * b + c;
   }
 };
 
+CTXFAST_INLINE Vec<float> first_of_pairs(Vec<float> pairs) {
+  return (Vec<float>)((VecOf<float>::bits)pairs << 16);
+}
+CTXFAST_INLINE Vec<float> second_of_pairs(Vec<float> pairs) {
+  return (Vec<float>)((VecOf<float>::bits)pairs & 0xffff0000u);
+}
+
 template <>
 struct Operand<bfloat16> {
   using Word = uint32_t;
   static constexpr int kPack = 2;
-  static CTXFAST_INLINE Vec<float> multiply_add(const bfloat16* a, Vec<float> b, Vec<float> c) {
 #if defined(CTXFAST_AVX512_BF16)
+  using Factor = bfloat16;
+  static CTXFAST_INLINE Vec<float> multiply_add(const bfloat16* a, Vec<float> b, Vec<float> c) {
     int32_t pair;
     __builtin_memcpy(&pair, a, sizeof pair);
     return _mm512_dpbf16_ps(c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
-#else
-    const VecOf<float>::bits pairs = (VecOf<float>::bits)b;
-    c = to_compute(a[0]) * (Vec<float>)(pairs << 16) + c;
-    return to_compute(a[1]) * (Vec<float>)(pairs & 0xffff0000u) + c;
-#endif
   }
+#else
+  using Factor = float;
+  static CTXFAST_INLINE Vec<float> multiply_add(const float* a, Vec<float> b, Vec<float> c) {
+    c = a[0] * first_of_pairs(b) + c;
+    return a[1] * second_of_pairs(b) + c;
+  }
+#endif
 };
 
 constexpr int64_t kTallRows = 32;        // from more rows on, wide tiles are faster
 constexpr int64_t kRowBlock = 48;        // whose sums stay in the first cache level
-constexpr int64_t kPlainRowBlock = 192;  // for which a piece of a plain weight is put into panels
+constexpr int64_t kLargeRowBlock = 192;  // for which a piece of a weight is put into other panels
 constexpr int64_t kDepthPiece = 256;     // rounding errors of a sum do not grow beyond it
 
 // Words of the depth by which the loop is ahead of itself in the first cache level, and in the
@@ -92,9 +104,10 @@ constexpr int64_t kAheadSteps = 8, kLineBytes = 64;
 // sums[r][c] = or += A [kRows, words of the depth] B, B the vectors from b on: kPanelVectors in one
 // panel, the next ones next_panel words further.
 template <typename T, int kRows, int kColumns, bool kPrefetch>
-CTXFAST_NOINLINE void multiply(const T* a, int64_t lda, const typename Operand<T>::Word* b,
-                               int64_t next_panel, int64_t words, float* sums, int64_t ldc,
-                               bool first, const char* ahead, int64_t ahead_row) {
+CTXFAST_NOINLINE void multiply(const typename Operand<T>::Factor* a, int64_t lda,
+                               const typename Operand<T>::Word* b, int64_t next_panel,
+                               int64_t words, float* sums, int64_t ldc, bool first,
+                               const char* ahead, int64_t ahead_row) {
   Vec<float> sum[kRows][kColumns];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -133,7 +146,7 @@ CTXFAST_NOINLINE void multiply(const T* a, int64_t lda, const typename Operand<T
 }
 
 template <typename T, typename Tile, bool kPrefetch, int kRows = Tile::kRows>
-CTXFAST_INLINE void multiply_rows(int rows, const T* a, int64_t lda,
+CTXFAST_INLINE void multiply_rows(int rows, const typename Operand<T>::Factor* a, int64_t lda,
                                   const typename Operand<T>::Word* b, int64_t next_panel,
                                   int64_t words, float* sums, int64_t ldc, bool first,
                                   const char* ahead, int64_t ahead_row) {
@@ -146,17 +159,30 @@ CTXFAST_INLINE void multiply_rows(int rows, const T* a, int64_t lda,
                                                 ahead, ahead_row);
 }
 
+// Panels from some word on, and what the loop over them asks memory for.
+template <typename T>
+struct Piece {
+  const typename Operand<T>::Word* columns;
+  int64_t next_panel, words;
+  const char* ahead;
+  int64_t ahead_row;
+};
+
 template <typename T, typename Tile>
 struct Product {
   using Word = typename Operand<T>::Word;
+  using Factor = typename Operand<T>::Factor;
+  static constexpr int64_t kPack = Operand<T>::kPack;
+  static constexpr bool kWidens = sizeof(Factor) > sizeof(T);
+  static constexpr int64_t kWideRow = kDepthPiece + kWidth;  // spreads rows over a cache's sets
 
   const LinearArgs& args;
   LinearFinish finish;
   int64_t panels = (args.columns + kPanelColumns - 1) / kPanelColumns;
   int64_t groups = (panels + Tile::kPanels - 1) / Tile::kPanels;
-  int64_t row_block = args.panels != nullptr ? kRowBlock : kPlainRowBlock;
+  int64_t row_block = args.panels != nullptr && !kWidens ? kRowBlock : kLargeRowBlock;
   int64_t row_blocks = (args.rows + row_block - 1) / row_block;
-  int64_t words = args.depth / Operand<T>::kPack;
+  int64_t words = args.depth / kPack;
   int64_t panel_size = words * kPanelColumns;
   // Pieces as equal as possible: how a sum is rounded depends on the depth alone.
   int64_t pieces = (args.depth + kDepthPiece - 1) / kDepthPiece;
@@ -168,7 +194,7 @@ struct Product {
     const int64_t rows = smaller(args.rows - row, row_block);
     const int64_t panel = group * Tile::kPanels;
     const int64_t column = panel * kPanelColumns;
-    alignas(64) float sums[kPlainRowBlock * Tile::kPanels * kPanelColumns];
+    alignas(64) float sums[kLargeRowBlock * Tile::kPanels * kPanelColumns];
     if (panel + Tile::kPanels > panels) {  // the last of an odd number of panels
       multiply_block<Tall>(row, rows, panel, sums);
     } else {
@@ -178,24 +204,16 @@ struct Product {
     finish(args, sums, width, row, rows, column, smaller(args.columns - column, width));
   }
 
-  // Panels from word k on, and what the loop over them asks memory for.
-  struct Piece {
-    const Word* columns;
-    int64_t next_panel;
-    const char* ahead;
-    int64_t ahead_row;
-  };
-
-  Piece packed_piece(int64_t panel, int64_t k) const {
+  Piece<T> packed_piece(int64_t panel, int64_t k, int64_t depth) const {
     const Word* b = static_cast<const Word*>(args.panels) + panel * panel_size + k * kPanelColumns;
-    return {b, panel_size, reinterpret_cast<const char*>(b + kFar * kPanelColumns),
+    return {b, panel_size, depth, reinterpret_cast<const char*>(b + kFar * kPanelColumns),
             2 * kAheadSteps * kLineBytes};
   }
 
   // `depth` words from k on of a plain weight's rows, put into panels in `out`. Ahead lies their
   // next piece, or the first one of the next panel.
   template <typename Shape>
-  Piece plain_piece(int64_t panel, int64_t k, int64_t depth, Word* out) const {
+  Piece<T> plain_piece(int64_t panel, int64_t k, int64_t depth, Word* out) const {
     const auto at = [&](int64_t panel, int64_t k) {
       return static_cast<const float*>(args.weight) + panel * kPanelColumns * words + k;
     };
@@ -204,34 +222,70 @@ struct Product {
                                   args.columns - (panel + p) * kPanelColumns,
                                   reinterpret_cast<float*>(out + p * depth * kPanelColumns));
     const float* ahead = k + depth < words ? at(panel, k + depth) : at(panel + 1, 0);
-    return {out, depth * kPanelColumns, reinterpret_cast<const char*>(ahead),
+    return {out, depth * kPanelColumns, depth, reinterpret_cast<const char*>(ahead),
             words * int64_t(sizeof(Word))};
+  }
+
+  // A piece as rows are multiplied by it. Pairs that many rows meet are separated once, in `wide`.
+  template <typename Shape>
+  static CTXFAST_INLINE auto separated(const Piece<T>& b, [[maybe_unused]] float* wide) {
+    if constexpr (!kWidens || Shape::kPrefetch) {
+      return b;
+    } else {
+      const int64_t size = b.words * kPanelColumns;
+      for (int64_t p = 0; p < Shape::kPanels; ++p)
+        for (int64_t i = 0; i < size; i += kWidth) {
+          const Vec<float> pairs =
+              load(reinterpret_cast<const float*>(b.columns + p * b.next_panel + i));
+          float* to = wide + 2 * p * size + i + i / kPanelColumns * kPanelColumns;
+          store(to, first_of_pairs(pairs));
+          store(to + kPanelColumns, second_of_pairs(pairs));
+        }
+      return Piece<Factor>{wide, 2 * size, 2 * b.words, nullptr, 0};
+    }
+  }
+
+  // sums of rows [r, rows), as many as Shape has, by vectors of a piece from v on.
+  template <typename Shape, typename Math>
+  static CTXFAST_INLINE void multiply_part(const Piece<Math>& b, int64_t r, int64_t rows, int v,
+                                           const Factor* a, int64_t lda, float* sums, bool first) {
+    constexpr int64_t ldc = Tile::kPanels * kPanelColumns;
+    const int count = int(smaller(rows - r, Shape::kRows));
+    float* out = sums + r * ldc + v * kWidth;
+    // Whoever comes first brings a panel from memory.
+    if (Shape::kPrefetch && r == 0 && v == 0) {
+      multiply_rows<Math, Shape, true>(count, a, lda, b.columns, b.next_panel, b.words, out, ldc,
+                                       first, b.ahead, b.ahead_row);
+    } else {
+      multiply_rows<Math, Shape, false>(count, a, lda, b.columns + v * kWidth, b.next_panel,
+                                        b.words, out, ldc, first, b.ahead, b.ahead_row);
+    }
   }
 
   template <typename Shape>
   CTXFAST_INLINE void multiply_block(int64_t row, int64_t rows, int64_t panel, float* sums) const {
-    constexpr int64_t ldc = Tile::kPanels * kPanelColumns;
-    alignas(64) Word arranged[Shape::kPanels * kDepthPiece / Operand<T>::kPack * kPanelColumns];
+    constexpr int kVectors = Shape::kPanels * kPanelVectors;
+    const int64_t stride = args.input_stride;
+    alignas(64) Word arranged[Shape::kPanels * kDepthPiece / kPack * kPanelColumns];
     for (int64_t k = 0; k < words; k += piece) {
       const int64_t depth = smaller(piece, words - k);
-      const Piece b = args.panels != nullptr ? packed_piece(panel, k)
-                                             : plain_piece<Shape>(panel, k, depth, arranged);
-      for (int v = 0; v < Shape::kPanels * kPanelVectors; v += Shape::kColumns) {
-        for (int64_t r = 0; r < rows;) {
-          const int step = int(smaller(rows - r, Shape::kRows));
-          const T* a = static_cast<const T*>(args.input) + (row + r) * args.input_stride +
-                       k * Operand<T>::kPack;
-          float* out = sums + r * ldc + v * kWidth;
-          const Word* columns = b.columns + v * kWidth;
-          // Whoever comes first brings a panel from memory.
-          if (Shape::kPrefetch && r == 0 && v == 0) {
-            multiply_rows<T, Shape, true>(step, a, args.input_stride, columns, b.next_panel, depth,
-                                          out, ldc, k == 0, b.ahead, b.ahead_row);
-          } else {
-            multiply_rows<T, Shape, false>(step, a, args.input_stride, columns, b.next_panel, depth,
-                                           out, ldc, k == 0, b.ahead, b.ahead_row);
-          }
-          r += step;
+      const Piece<T> b = args.panels != nullptr ? packed_piece(panel, k, depth)
+                                                : plain_piece<Shape>(panel, k, depth, arranged);
+      const T* a = static_cast<const T*>(args.input) + row * stride + k * kPack;
+      if constexpr (!kWidens) {
+        for (int v = 0; v < kVectors; v += Shape::kColumns)
+          for (int64_t r = 0; r < rows; r += Shape::kRows)
+            multiply_part<Shape>(b, r, rows, v, a + r * stride, stride, sums, k == 0);
+      } else {
+        alignas(64) float wide[Shape::kPanels * kDepthPiece * kPanelColumns];
+        alignas(64) float left[Shape::kRows * kWideRow];
+        const auto right = separated<Shape>(b, wide);
+        for (int64_t r = 0; r < rows; r += Shape::kRows) {
+          for (int64_t i = 0; i < smaller(rows - r, Shape::kRows); ++i)
+            for (int64_t d = 0; d < depth * kPack; d += kWidth)
+              store(left + i * kWideRow + d, load_n(a + (r + i) * stride + d, depth * kPack - d));
+          for (int v = 0; v < kVectors; v += Shape::kColumns)
+            multiply_part<Shape>(right, r, rows, v, left, kWideRow, sums, k == 0);
         }
       }
     }
