@@ -10,9 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import math
-import mmap
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,30 +182,6 @@ def _large(x: Tensor) -> Tensor:
     if bytes >= _LARGE_BYTES:
         _module().advise_large_pages(x.data_ptr(), bytes)
     return x
-
-
-_LARGE_PAGE = 2 << 20
-
-
-def _stream(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor for what is read from memory in every call: on large pages from its first byte on if it fills one,
-    because a stream through small ones waits for their addresses."""
-    bytes = math.prod(shape) * dtype.itemsize
-    if bytes < _LARGE_PAGE:
-        return torch.empty(shape, dtype=dtype)
-    # A mapping of its own: what of it is not written takes no memory, unlike what an allocator hands out again.
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    room = torch.frombuffer(mmap.mmap(-1, bytes + _LARGE_PAGE, private), dtype=torch.uint8)
-    first = -room.data_ptr() % _LARGE_PAGE
-    _module().advise_large_pages(room.data_ptr() + first, bytes)
-    return room[first : first + bytes].view(dtype).view(shape)
-
-
-def streamed(x: Tensor) -> Tensor:
-    """x, or a copy of it as `_stream` has it where it is read on a CPU and large."""
-    if not (x.is_cpu and available() and x.nbytes >= _LARGE_PAGE):
-        return x
-    return _stream(x.shape, x.dtype).copy_(x)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

@@ -16,9 +16,9 @@ from ctxfast.ops._native import (
     _module,
     _refusal,
     _rows,
-    _stream,
     unavailable_reason,
 )
+from ctxfast.ops._native_pages import stream
 
 _ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
 _PANEL = 32  # columns of a panel in csrc/cpu/linear.h
@@ -47,7 +47,7 @@ def pack(weight: Tensor) -> Tensor:
     shape = (count, depth // step, _PANEL, step)
     size = math.prod(shape)
     tail = depth + count * _PANEL if step == 1 else 0
-    packed = _stream((size + tail,), weight.dtype)
+    packed = stream((size + tail,), weight.dtype)
     panels = packed[:size].view(shape)
     whole, rest = divmod(rows, _PANEL)
     words = weight.detach().reshape(rows, -1, step)

@@ -17,9 +17,9 @@ from ctxfast.ops._native import (
     _large,
     _module,
     _refusal,
-    _stream,
 )
 from ctxfast.ops._native_matrix_product import product, product_and_row_sums
+from ctxfast.ops._native_pages import stream
 
 # Recurrent weights of a call that are packed in it for its steps. Larger ones are read where they lie, so that no call
 # needs room for a copy of them: a sentence of 20 steps is done sooner, a batch takes up to twice the time. Training,
@@ -72,7 +72,7 @@ def pack(
             _check("lstm", found)
         return found
 
-    packed = _stream((call(0),), torch.uint8)
+    packed = stream((call(0),), torch.uint8)
     call(packed.data_ptr())
     return packed
 

@@ -11,6 +11,7 @@ from ctxfast import reference
 from ctxfast.ops import _native, _native_linear
 from ctxfast.ops._dispatch import Implementation, Operator, never
 from ctxfast.ops._library import define
+from ctxfast.ops._native_pages import streamed
 from ctxfast.ops._validate import require_device, require_floating, shape_of
 from ctxfast.reference.linear import ACTIVATIONS
 
@@ -92,7 +93,7 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
         raise ValueError(f"quantize_weight: weight must be [N, K], K > 0, got {shape_of(weight)}")
     q, scales = reference.quantize_weight(weight.detach())
     sums = q.sum(1, dtype=torch.int64).float() * scales
-    panels = _native.streamed(reference.pack_weight(q))
+    panels = streamed(reference.pack_weight(q))
     return QuantizedWeight(panels, scales, sums, weight.shape[1])
 
 
