@@ -23,7 +23,7 @@ from ctxfast.ops._native_pages import stream
 _ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "tanh": 3}  # as in csrc/cpu/activation.h
 _PANEL = 32  # columns of a panel in csrc/cpu/linear.h
 _MOST_UNITS = 0x7F7F70  # of csrc/cpu/amx_digits.h
-_PLAIN_ROWS = 384  # from which on putting a weight into panels on the way pays only on matrix tiles
+_PLAIN_ROWS = 384  # from which on putting a weight into panels on the way hardly pays
 
 
 def pack_refuses(dtype: torch.dtype, depth: int) -> str | None:
@@ -82,6 +82,12 @@ def _units(weight: Tensor) -> tuple[Tensor, Tensor]:
     return features, largest / _MOST_UNITS
 
 
+def _outruns_library(dtype: torch.dtype) -> bool:
+    """Whether it does: on matrix tiles, and where the library computes bfloat16 without instructions for it."""
+    isa = _module().isa()
+    return isa == "amx" or (dtype == torch.bfloat16 and isa != "avx512_bf16")
+
+
 def linear_refuses(
     input: Tensor,
     weight: Tensor,
@@ -101,7 +107,7 @@ def linear_refuses(
     if not weight.is_contiguous():
         return "the weight is not contiguous"
     rows = input.numel() // weight.shape[1]
-    if rows > _PLAIN_ROWS and _module().isa() != "amx":
+    if rows > _PLAIN_ROWS and not _outruns_library(weight.dtype):
         return f"{rows} rows by a plain weight are faster through the GEMM library"
     return pack_refuses(weight.dtype, weight.shape[1])
 
