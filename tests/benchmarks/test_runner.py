@@ -34,7 +34,9 @@ def fake_peer(name, candidates):
     return Peer(name, module, version="1.0")
 
 
-def test_every_outcome_has_its_status_and_reason():
+def test_every_outcome_has_its_status_and_reason(monkeypatch):
+    monkeypatch.setattr(environment, "multiplies_bfloat16", lambda: True)
+
     def unavailable(case):
         raise Unavailable("needs a newer library")
         yield
@@ -105,6 +107,9 @@ def test_emulated_bfloat16_is_a_lesser_setting(monkeypatch, named, instructions)
     of_peer = {r.dtype for r in result.results if r.peer == "torch"}
     assert of_peer == (both if instructions or named else {"float32"})
     assert {r.dtype for r in result.results if r.peer == "ctxfast"} == both
+    eager = [r for r in result.results if r.peer == "eager"]
+    assert {r.dtype for r in eager} == both and all(r.error for r in eager)
+    assert {r.dtype for r in eager if r.seconds} == of_peer
 
 
 def test_figures_follow_from_the_times():
