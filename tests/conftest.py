@@ -66,7 +66,7 @@ def quick_interpreter() -> None:
         interpreter._patch_lang = _patched_once_a_launch(interpreter._patch_lang)
 
 
-_EMPTY = ("empty", "empty_like", "empty_strided")
+_EMPTY = ("empty", "empty_like", "empty_strided", "frombuffer")  # the last of a fresh mapping
 _NEW_EMPTY = ("new_empty", "new_empty_strided")
 
 

@@ -107,8 +107,8 @@ struct GradientTask {
     return reduce_add(sum);
   }
 
-  // delta of a row by its first form, whose keys alone decide whether it is a number: in the
-  // forward pass a NaN may have reached rows beside those that attend it.
+  // delta of a row by its first form, whose kept keys alone decide whether it is a number: to the
+  // output of the row a value that is none has come even where dropout gave it the weight 0.
   CTXFAST_NOINLINE T delta_of_keys(int64_t i, T lse) const {
     const KeyRange range = key_range(common, sequence, i);
     const Storage* query = query_row(common.query, common.query_stride, i);

@@ -11,8 +11,7 @@
 #include <stdint.h>
 
 #ifndef CTXFAST_ISA
-#error \
-    "CTXFAST_ISA must name the instruction set: baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx"
+#error "CTXFAST_ISA must name the instruction set, one of those in setup.py"
 #endif
 
 #define CTXFAST_NAMESPACE_BEGIN \

@@ -61,13 +61,6 @@ struct Operand<float> {
   }
 };
 
-CTXFAST_INLINE Vec<float> first_of_pairs(Vec<float> pairs) {
-  return (Vec<float>)((VecOf<float>::bits)pairs << 16);
-}
-CTXFAST_INLINE Vec<float> second_of_pairs(Vec<float> pairs) {
-  return (Vec<float>)((VecOf<float>::bits)pairs & 0xffff0000u);
-}
-
 template <>
 struct Operand<bfloat16> {
   using Word = uint32_t;

@@ -56,12 +56,11 @@ struct SplitWeight {
     return reinterpret_cast<float*>(words) + part * kLanes<float>;
   }
   static CTXFAST_INLINE void load_words(const Word* from, Vec<float>& first, Vec<float>& second) {
-    using Bits = VecOf<float>::bits;
     first = second = Vec<float>{};
     for (int part = 2; part >= 0; --part) {
-      const Bits pair = (Bits)load(reinterpret_cast<const float*>(from) + part * kLanes<float>);
-      first += (Vec<float>)(pair << 16);
-      second += (Vec<float>)(pair & 0xffff0000u);
+      const Vec<float> pairs = load(reinterpret_cast<const float*>(from) + part * kLanes<float>);
+      first += first_of_pairs(pairs);
+      second += second_of_pairs(pairs);
     }
     first = first * (1 / kLift);
     second = second * (1 / kLift);

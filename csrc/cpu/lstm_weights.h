@@ -66,13 +66,11 @@ struct HalfWeight {
   static CTXFAST_INLINE void multiply(const float* a, int64_t lda, const Word* b, int64_t ldb,
                                       int64_t next_column, int64_t words,
                                       Vec<float> (&sum)[kRows][kColumns], const char* ahead) {
-    using Bits = VecOf<float>::bits;
     for (int64_t k = 0; k < words; ++k) {
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c) {
-        const Bits pair = (Bits)load(reinterpret_cast<const float*>(b + c * next_column));
-        const Vec<float> first = (Vec<float>)(pair << 16);
-        const Vec<float> second = (Vec<float>)(pair & 0xffff0000u);
+        const Vec<float> pairs = load(reinterpret_cast<const float*>(b + c * next_column));
+        const Vec<float> first = first_of_pairs(pairs), second = second_of_pairs(pairs);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           sum[r][c] = a[r * lda] * first + sum[r][c];

@@ -115,6 +115,14 @@ CTXFAST_INLINE Vec<float> widen(HalfBits bits) {
 #endif
 }
 
+// The lower and the upper bfloat16 of each lane.
+CTXFAST_INLINE Vec<float> first_of_pairs(Vec<float> pairs) {
+  return (Vec<float>)((VecOf<float>::bits)pairs << 16);
+}
+CTXFAST_INLINE Vec<float> second_of_pairs(Vec<float> pairs) {
+  return (Vec<float>)((VecOf<float>::bits)pairs & 0xffff0000u);
+}
+
 // Round to nearest even; a NaN stays a NaN.
 CTXFAST_INLINE HalfBits narrow(Vec<float> v) {
   VecOf<float>::bits bits = (VecOf<float>::bits)v;

@@ -12,12 +12,8 @@ from ctxfast.reference.linear import ACTIVATIONS
 from tests.ops.implementations import only
 
 DTYPES = [torch.float32, torch.bfloat16]
-_WIDE = (
-    "avx512",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx",
-)  # the first multiplies without instructions for bytes
+# The first multiplies without instructions for bytes, the last on tiles.
+_WIDE = ("avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
 def arguments(rows, k, n, dtype=torch.float32):
